@@ -1,0 +1,24 @@
+"""pgprobe: drives the PostgreSQL SSLRequest handshake and says where a hop breaks it.
+
+The data's way, which is also the order of imports (a module imports only what stands above it;
+``tests/test_architecture.py`` holds it)::
+
+    target ─► attempts ─► drivers ─┐
+                                   ▼
+            live socket ───┐
+                           ├─► Transcript ─► observer ─► Handshake ─► Evidence ─► rules ─► Findings
+            capture file ──┘    (events)                  (facts)                    └► reports
+
+From top to bottom: ``wire`` (bytes and messages), ``transcript``, ``certificate``, ``handshake``,
+``witness`` (what was sent against what a witness says has arrived),
+``finding``, ``conninfo`` and ``target`` (what is asked for), ``attempt`` (what to send),
+``evidence`` (what rules are asked about), ``path`` (what stands between), ``tls``, ``schedule``
+(manners), ``drivers``, ``sources``, ``observer``, ``rules``, ``clients``, ``verdict``,
+``diagnosis``, ``reports``, ``commands``. The products (``observer`` and what judges) never import
+a maker of bytes (``tls``, ``schedule``, ``drivers``, ``sources``).
+
+A module with a singular name is a station on that way; a folder with a plural name holds
+siblings with one signature. ``probe.diagnosis.diagnose`` is the whole program in a few lines.
+"""
+
+__version__ = "0.1.0"
