@@ -1,0 +1,215 @@
+"""The handshake messages of TLS that say something about routing and identity.
+
+Source: RFC 8446 section 4 (ClientHello, ServerHello, EncryptedExtensions, CertificateRequest,
+Certificate), RFC 5246 section 7.4 for their TLS 1.2 forms, RFC 6066 section 3 (server_name),
+RFC 7301 (ALPN).
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from probe.wire import Malformed
+
+CLIENT_HELLO, SERVER_HELLO, ENCRYPTED_EXTENSIONS = 1, 2, 8
+CERTIFICATE, CERTIFICATE_REQUEST, FINISHED = 11, 13, 20
+
+_SERVER_NAME, _GROUPS, _ALPN, _VERSIONS, _AUTHORITIES, _KEY_SHARE = 0, 10, 16, 43, 47, 51
+_ENCRYPT_THEN_MAC = 22  # RFC 7366
+
+# ServerHello.random of a HelloRetryRequest: SHA-256 of "HelloRetryRequest" (RFC 8446, 4.1.3).
+_RETRY_RANDOM = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
+
+MAX_CHAIN = 16  # certificates
+
+
+class ClientHello(NamedTuple):
+    """What the client asks for.
+
+    ``size`` is the message in bytes, its header included; ``sha256`` is the digest of the same
+    bytes, in hexadecimal: two that are equal are one ClientHello.
+    """
+
+    random: bytes
+    server_name: str | None
+    alpn: tuple[str, ...]
+    versions: tuple[int, ...]
+    groups: tuple[int, ...]
+    key_shares: tuple[int, ...]
+    ciphers: int
+    size: int
+    sha256: str = ""
+
+
+class ServerHello(NamedTuple):
+    """What the server chose; ``retry`` marks a HelloRetryRequest, which chose nothing yet."""
+
+    version: int
+    cipher: int
+    alpn: str | None
+    retry: bool
+    random: bytes = b""
+    encrypt_then_mac: bool = False
+
+
+class _Cursor:
+    """Bounded reading: whatever lies past the end is Malformed."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, count: int) -> bytes:
+        end = self.at + count
+        if end > len(self.data):
+            raise Malformed("a handshake message shorter than its lengths say")
+        self.at, start = end, self.at
+        return self.data[start:end]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def vector(self, size: int) -> bytes:
+        return self.take(self.number(size))
+
+    @property
+    def left(self) -> int:
+        return len(self.data) - self.at
+
+
+def parse_client_hello(body: bytes) -> ClientHello:
+    """A ClientHello's body (without the 4-byte header). Raises :class:`Malformed`."""
+    cursor = _Cursor(body)
+    legacy = cursor.number(2)
+    random = cursor.take(32)
+    cursor.vector(1)
+    ciphers = cursor.vector(2)
+    cursor.vector(1)
+    extensions = dict(_extensions(cursor))
+    name = extensions.get(_SERVER_NAME)
+    return ClientHello(
+        random=random,
+        server_name=_server_name(name) if name is not None else None,
+        alpn=_protocols(extensions.get(_ALPN)),
+        versions=_words(extensions.get(_VERSIONS), 1) or (legacy,),
+        groups=_words(extensions.get(_GROUPS), 2),
+        key_shares=_key_shares(extensions.get(_KEY_SHARE)),
+        ciphers=len(ciphers) // 2,
+        size=len(body) + 4,
+        sha256=hashlib.sha256(
+            bytes([CLIENT_HELLO]) + len(body).to_bytes(3, "big") + body
+        ).hexdigest(),
+    )
+
+
+def parse_server_hello(body: bytes) -> ServerHello:
+    """A ServerHello's or HelloRetryRequest's body. Raises :class:`Malformed`."""
+    cursor = _Cursor(body)
+    version = cursor.number(2)
+    random = cursor.take(32)
+    cursor.vector(1)
+    cipher = cursor.number(2)
+    cursor.take(1)
+    extensions = dict(_extensions(cursor))
+    chosen = extensions.get(_VERSIONS, b"")
+    protocols = _protocols(extensions.get(_ALPN))
+    return ServerHello(
+        version=int.from_bytes(chosen, "big") if len(chosen) == 2 else version,
+        cipher=cipher,
+        alpn=protocols[0] if protocols else None,
+        retry=random == _RETRY_RANDOM,
+        random=random,
+        encrypt_then_mac=_ENCRYPT_THEN_MAC in extensions,
+    )
+
+
+def parse_encrypted_extensions(body: bytes) -> str | None:
+    """The protocol that EncryptedExtensions selects, or None. Raises :class:`Malformed`."""
+    protocols = _protocols(dict(_extensions(_Cursor(body))).get(_ALPN))
+    return protocols[0] if protocols else None
+
+
+def parse_certificate(body: bytes, *, tls13: bool) -> tuple[bytes, ...]:
+    """The DER certificates of a Certificate message, leaf first. Raises :class:`Malformed`."""
+    cursor = _Cursor(body)
+    if tls13:
+        cursor.vector(1)
+    entries = _Cursor(cursor.vector(3))
+    chain: list[bytes] = []
+    while entries.left and len(chain) < MAX_CHAIN:
+        chain.append(entries.vector(3))
+        if tls13:
+            entries.vector(2)
+    return tuple(chain)
+
+
+def parse_certificate_request(body: bytes, *, tls13: bool) -> tuple[bytes, ...]:
+    """The DER names of the authorities that a CertificateRequest accepts; often none.
+
+    Raises :class:`Malformed`.
+    """
+    cursor = _Cursor(body)
+    if tls13:
+        cursor.vector(1)
+        listed = dict(_extensions(cursor)).get(_AUTHORITIES)
+        names = _Cursor(_Cursor(listed).vector(2)) if listed else _Cursor(b"")
+    else:
+        cursor.vector(1)
+        cursor.vector(2)
+        names = _Cursor(cursor.vector(2))
+    found: list[bytes] = []
+    while names.left:
+        found.append(names.vector(2))
+    return tuple(found)
+
+
+def server_name_middle(message: bytes, name: str) -> int:
+    """An offset in a ClientHello's bytes that lies inside its server_name, else its middle."""
+    entry = struct.pack("!BH", 0, len(name)) + name.encode("ascii")  # host_name, as RFC 6066 has it
+    start = message.find(entry) if name else -1
+    return start + 3 + len(name) // 2 if start >= 0 else len(message) // 2
+
+
+def _extensions(cursor: _Cursor) -> Iterator[tuple[int, bytes]]:
+    if not cursor.left:  # TLS 1.2 and older may leave the whole block out
+        return
+    block = _Cursor(cursor.vector(2))
+    while block.left:
+        yield block.number(2), block.vector(2)
+
+
+def _server_name(extension: bytes) -> str | None:
+    names = _Cursor(_Cursor(extension).vector(2)) if extension else _Cursor(b"")
+    while names.left:
+        kind, name = names.number(1), names.vector(2)
+        if kind == 0:
+            return name.decode("ascii", "backslashreplace")
+    return None
+
+
+def _protocols(extension: bytes | None) -> tuple[str, ...]:
+    if not extension:
+        return ()
+    listed = _Cursor(_Cursor(extension).vector(2))
+    found: list[str] = []
+    while listed.left:
+        found.append(listed.vector(1).decode("ascii", "backslashreplace"))
+    return tuple(found)
+
+
+def _words(extension: bytes | None, size: int) -> tuple[int, ...]:
+    if not extension:
+        return ()
+    words = _Cursor(extension).vector(size)
+    return struct.unpack(f"!{len(words) // 2}H", words[: len(words) // 2 * 2])
+
+
+def _key_shares(extension: bytes | None) -> tuple[int, ...]:
+    if not extension:
+        return ()
+    shares = _Cursor(_Cursor(extension).vector(2))
+    found: list[int] = []
+    while shares.left:
+        found.append(shares.number(2))
+        shares.vector(2)
+    return tuple(found)
