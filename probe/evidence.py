@@ -1,0 +1,395 @@
+"""All handshakes of a run at one door, and the questions that rules ask of them.
+
+Handshakes are chosen by what was said on the wire, never by an attempt's name: so a capture
+that holds both openings answers as a live run does. ``Variation`` names the one thing in which
+a handshake differs from a plain client's; the control differs in none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from probe.attempt import ALPN, MADE_UP_DATABASE, MADE_UP_USER
+from probe.finding import Proof
+from probe.handshake import Handshake, Opening, Outcome
+from probe.transcript import Asked, ConnectFailure, Party
+from probe.wire.hello import ClientHello
+from probe.wire.startup import PROTOCOL_3_1002
+
+TOO_MANY_CONNECTIONS = "53300"  # SQLSTATE
+MUCH_LARGER = 1_000  # bytes by which a large ClientHello exceeds the plain one
+
+# Subjects of certificates that proxies make for names they know nothing of. Sources: the
+# projects' own code (Traefik: generate.DefaultDomain, ingress-nginx: fake certificate).
+PLACEHOLDERS = ("TRAEFIK DEFAULT CERT", "Kubernetes Ingress Controller Fake Certificate")
+
+
+class Variation(StrEnum):
+    """In what a handshake differs from that of a plain client."""
+
+    SPLIT_REQUEST = "SSLRequest in two segments"
+    PROXY_HEADER = "a PROXY header first"
+    PIPELINED = "ClientHello in the SSLRequest's segment"
+    GARBAGE = "clear bytes behind the S"
+    TWO_SEGMENTS = "ClientHello in two segments"
+    TWO_RECORDS = "ClientHello in two TLS records"
+    LARGE = "a large ClientHello"
+    MIXED_CASE = "the name in mixed case"
+    ONLY_TLS_1_2 = "TLS 1.2 alone"
+    OBSOLETE_TLS = "TLS 1.0 and 1.1 alone"
+    NEWEST_PROTOCOL = "StartupMessage 3.1002"
+    OTHER_USER = "another user"
+    VERIFIED = "the chain verified against roots"
+
+
+class Question(NamedTuple):
+    """What the run is about.
+
+    ``name`` is the asked name (None: no server_name), ``sslmode`` the mode that certificates
+    are judged by, ``direct`` whether the client in question speaks direct TLS, ``user`` who
+    asks for entry. ``proxy_header``: every attempt was told to begin with one. ``identity`` is
+    what a certificate should be for: the name, else the host as written. ``proves``: the channel
+    binding was to be tested.
+
+    ``strangers``: the connections are other people's, from a capture. What a client leaves out
+    is its habit then, not a test, and ``user`` is None, since each has its own. ``alpn``: the
+    plain client offers it. ``at`` is when they were seen, in seconds since the epoch (None: now).
+    """
+
+    name: str | None = None
+    sslmode: str = "require"
+    direct: bool = False
+    user: str | None = MADE_UP_USER
+    proxy_header: bool = False
+    identity: str | None = None
+    strangers: bool = False
+    alpn: bool = True
+    at: float | None = None
+    proves: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """One door's handshakes in the order in which they began, and what they are compared with.
+
+    ``elsewhere`` are further addresses of the same name, ``inner`` the doors behind this one, the
+    nearest first. Only handshakes that are told take part: where a capture does not hold what was
+    asked for, or how far it got, no rule may read that as absent.
+    """
+
+    question: Question
+    door: str
+    handshakes: tuple[Handshake, ...]
+    elsewhere: tuple[Evidence, ...] = ()
+    inner: tuple[Evidence, ...] = ()
+    ask_for_tls: frozenset[str] = frozenset()  # clients that did at this door, by their address
+    ask_for_names: frozenset[str] = frozenset()  # likewise, by a server_name
+
+    def __post_init__(self) -> None:
+        told = tuple(seen for seen in self.handshakes if seen.told)
+        object.__setattr__(self, "handshakes", told)
+
+    # -- choosing ----------------------------------------------------------------------------
+
+    def variations(self, seen: Handshake) -> frozenset[Variation]:
+        """In what the handshake differs from a plain client's."""
+        return frozenset(self._variations(seen))
+
+    def _variations(self, seen: Handshake) -> Iterator[Variation]:
+        if seen.split_request:
+            yield Variation.SPLIT_REQUEST
+        if seen.proxy_header and not self.question.proxy_header:
+            yield Variation.PROXY_HEADER
+        if seen.verified:
+            yield Variation.VERIFIED
+        if seen.pipelined:
+            yield Variation.PIPELINED
+        if seen.garbage:
+            yield Variation.GARBAGE
+        hello, plain = seen.client_hello, self._plain_hello
+        if hello and plain and plain.client_hello:
+            # clients differ in what is plain: post-quantum key shares fill two segments
+            large = hello.size > plain.client_hello.size + MUCH_LARGER
+            if large:
+                yield Variation.LARGE
+            if seen.hello_records > 1:
+                yield Variation.TWO_RECORDS
+            elif seen.hello_segments > plain.hello_segments and not large:
+                yield Variation.TWO_SEGMENTS
+            newest = _newest(hello)
+            if newest < _newest(plain.client_hello):  # clients may be old, all of them
+                if newest < 0x0303:
+                    yield Variation.OBSOLETE_TLS
+                elif newest == 0x0303:
+                    yield Variation.ONLY_TLS_1_2
+            name, asked = hello.server_name, self.question.name
+            if seen.asked is Asked.TARGET and name and asked and name != asked:
+                yield Variation.MIXED_CASE
+        if seen.startup and seen.startup.version == PROTOCOL_3_1002:
+            yield Variation.NEWEST_PROTOCOL
+        user = self.question.user
+        if seen.startup and user is not None and seen.startup.get("user") != user:
+            yield Variation.OTHER_USER
+
+    @property
+    def _plain_hello(self) -> Handshake | None:
+        """The first handshake with a ClientHello: what the others' shapes are measured by."""
+        return next((seen for seen in self.handshakes if seen.client_hello), None)
+
+    def all(
+        self,
+        opening: Opening = Opening.SSL_REQUEST,
+        asked: Asked | None = Asked.TARGET,
+        *,
+        alpn: bool | None = None,
+        variation: Variation | None = None,
+    ) -> Iterator[Handshake]:
+        """The handshakes that asked so, and differ from a plain client in ``variation`` only.
+
+        ``alpn``: offered or not; None: as the plain client does. A handshake that ended before
+        its ClientHello has shown neither name nor ALPN: it stands for all that begin as it did.
+        """
+        wanted = frozenset() if variation is None else frozenset((variation,))
+        if alpn is None:
+            alpn = self.question.alpn or opening is Opening.DIRECT_TLS  # which cannot do without
+        for seen in self.handshakes:
+            told = seen.client_hello is not None
+            if seen.opening is not opening or seen.asked is not asked:
+                continue
+            if told and seen.alpn_offered is not alpn:
+                continue
+            if self.variations(seen) == wanted:
+                yield seen
+
+    def one(
+        self,
+        opening: Opening = Opening.SSL_REQUEST,
+        asked: Asked | None = Asked.TARGET,
+        *,
+        alpn: bool | None = None,
+        variation: Variation | None = None,
+    ) -> Handshake | None:
+        """The first of :meth:`all`, or None when nobody asked so."""
+        return next(self.all(opening, asked, alpn=alpn, variation=variation), None)
+
+    @property
+    def first(self) -> Handshake | None:
+        """The first connection of all: its end tells whether there is anybody."""
+        return self.handshakes[0] if self.handshakes else None
+
+    @property
+    def control(self) -> Handshake | None:
+        """SSLRequest, the asked name, ALPN: libpq 17 and later with its defaults."""
+        return self.one()
+
+    @property
+    def controls(self) -> tuple[Handshake, ...]:
+        """The control and its repetitions, of the client that the question is about."""
+        return tuple(self.all(Opening.DIRECT_TLS if self.question.direct else Opening.SSL_REQUEST))
+
+    @property
+    def main(self) -> Handshake | None:
+        """The control of the client that the question is about."""
+        return self.controls[0] if self.controls else self.first
+
+    @property
+    def direct(self) -> Handshake | None:
+        """A bare ClientHello with the asked name and ALPN."""
+        return self.one(Opening.DIRECT_TLS)
+
+    @property
+    def unknown(self) -> Handshake | None:
+        """The control with a name that nobody configured."""
+        return self.one(asked=Asked.UNKNOWN)
+
+    @property
+    def others(self) -> tuple[Handshake, ...]:
+        """The control with each other name that is known to be routed."""
+        return tuple(self.all(asked=Asked.OTHER))
+
+    def first_with(self, opening: Opening) -> Handshake | None:
+        """The first handshake with this opening and no PROXY header of our own."""
+        return next(
+            (
+                seen
+                for seen in self.handshakes
+                if seen.opening is opening and Variation.PROXY_HEADER not in self.variations(seen)
+            ),
+            None,
+        )
+
+    # -- what several handshakes say together -------------------------------------------------
+
+    @property
+    def got_a_byte(self) -> bool:
+        """The server said anything at all on any connection."""
+        return any(seen.server_bytes for seen in self.handshakes)
+
+    @property
+    def mute(self) -> bool:
+        """TCP is accepted (a reset inside connect counts), and no connection got a byte."""
+        reset = any(seen.not_connected is ConnectFailure.RESET for seen in self.handshakes)
+        return (reset or any(seen.client for seen in self.handshakes)) and not self.got_a_byte
+
+    @property
+    def unreachable(self) -> bool:
+        """No TCP connection, or no attempt got a single byte."""
+        return not self.got_a_byte
+
+    def cluster(self, seen: Handshake) -> str | None:
+        """A short id of the cluster that answered, or None where it did not show itself.
+
+        The salt that a server makes up for a user it does not know depends on that user's name
+        and a secret of the cluster (PostgreSQL, ``mock_scram_secret``); for a user that exists
+        it is the user's own, so only the made-up one counts.
+        """
+        if seen.salt is None or seen.startup is None:
+            return None
+        who = (seen.startup.get("user"), seen.startup.get("database"))
+        if who != (MADE_UP_USER, MADE_UP_DATABASE):
+            return None
+        return hashlib.sha256(b"pgprobe cluster\0" + seen.salt).hexdigest()[:12]
+
+    def same_place(self, one: Handshake, other: Handshake) -> bool | None:
+        """Whether two handshakes ended at one place: by cluster, else by leaf certificate.
+
+        None: not enough was shown. Equal leaves prove nothing where a wildcard certificate
+        serves many, but unequal ones do.
+        """
+        clusters = self.cluster(one), self.cluster(other)
+        if one.leaf and other.leaf and one.leaf != other.leaf:
+            return False
+        if all(clusters) and clusters[0] != clusters[1]:
+            return False
+        known = (one.leaf and other.leaf) or all(clusters)
+        return True if known else None
+
+    def home(self, seen: Handshake) -> tuple[Handshake, ...]:
+        """The handshakes that finished TLS with the same opening and the same name."""
+        return tuple(
+            other
+            for other in self.handshakes
+            if other.established
+            and other.opening is seen.opening
+            and other.server_name == seen.server_name
+        )
+
+    def leads_elsewhere(self, seen: Handshake, home: Iterable[Handshake]) -> bool:
+        """Whether it ended at another place than every one of ``home``.
+
+        Behind a balancer one name ends at several places: one that they share is no other.
+        """
+        compared = [self.same_place(other, seen) for other in home]
+        return bool(compared) and all(same is False for same in compared)
+
+    def proof(self, seen: Handshake, says: str | None = None) -> Proof:
+        """The handshake as a finding's evidence: its last step, unless ``says`` tells better."""
+        step = seen.steps[-1] if seen.steps else None
+        wordless = seen.opening in (Opening.NOTHING, Opening.CANCEL)
+        text = says or (step.says if step and not wordless else in_words(seen))
+        return Proof(seen.door, seen.attempt, step.stage.value if step else None, text)
+
+
+def _newest(hello: ClientHello) -> int:
+    """The newest version of TLS that is offered, GREASE (RFC 8701) apart."""
+    return max((v for v in hello.versions if v & 0x0F0F != 0x0A0A), default=0)
+
+
+def broke_off(seen: Handshake) -> bool:
+    """The server closed or reset, or said nothing: there was no answer in words."""
+    return hung_up(seen) or seen.outcome is Outcome.SILENT
+
+
+def hung_up(seen: Handshake) -> bool:
+    """The server closed or reset the connection."""
+    by_server = seen.ended_by is Party.SERVER or seen.not_connected is ConnectFailure.RESET
+    return by_server and seen.outcome in (Outcome.CLOSED, Outcome.RESET)
+
+
+def in_words(seen: Handshake) -> str:
+    """How a connection ended, for a sentence."""
+    if seen.outcome is Outcome.CLOSED and seen.ended_by is Party.SERVER:
+        return "closed"
+    if seen.outcome is Outcome.RESET:
+        return "reset"
+    waited = seen.gave_up_after if seen.gave_up_after is not None else seen.left_after
+    if seen.outcome is Outcome.SILENT and waited is not None:
+        return f"left without an answer for {waited:.1f} s"
+    if seen.outcome is Outcome.ALERT and seen.alert:
+        return f"answered with TLS {seen.alert}"
+    if seen.outcome is Outcome.AUTHENTICATION:
+        return "let through to authentication"
+    if seen.witness:
+        return "answered by a witness"
+    if seen.outcome is Outcome.ALERT and seen.client_alert and not seen.tls_failed:
+        return f"refused by the client with TLS {seen.client_alert}"
+    if seen.outcome is Outcome.CLOSED and seen.client_hello and not seen.established:
+        return "left by the client"
+    if seen.steps:
+        return seen.steps[-1].says
+    return seen.outcome.value
+
+
+def host_of(endpoint: str | None) -> str:
+    """The address of "addr:port" or "[addr]:port"."""
+    return (endpoint or "").rpartition(":")[0].strip("[]")
+
+
+def gets_through(seen: Handshake) -> bool:
+    """TLS finished, or the server asked for authentication in clear."""
+    return seen.established is not None or seen.authentication is not None
+
+
+def said_nothing_in_tls(seen: Handshake) -> bool:
+    """The S came, and not one byte of TLS behind it."""
+    silent = seen.server_hello is None and seen.alert is None and seen.foreign is None
+    return seen.ssl_answer == "S" and not seen.glued and silent
+
+
+def selects_alpn(seen: Handshake) -> bool:
+    """The TLS peer selected ``postgresql``."""
+    return seen.alpn_selected == ALPN
+
+
+def breaks_on_request(evidence: Evidence) -> Handshake | None:
+    """The control, where SSLRequest got no S, N or E: a close, silence, a raw TLS alert."""
+    seen = evidence.first_with(Opening.SSL_REQUEST)
+    if seen is None or seen.not_connected:
+        return None
+    raw_alert = seen.ssl_answer == "other" and seen.alert is not None
+    wordless = not seen.server_bytes and broke_off(seen)
+    return seen if raw_alert or wordless else None
+
+
+def foreign_answer(evidence: Evidence) -> Handshake | None:
+    """The handshake in which another protocol answered where PostgreSQL should."""
+    asking = evidence.first_with(Opening.SSL_REQUEST)
+    if asking and asking.foreign and not asking.glued:
+        return asking
+    if asking and asking.ssl_answer == "S" and asking.startup_in_tls and not asking.foreign:
+        return None
+    listening = evidence.one(Opening.NOTHING)
+    if listening and listening.foreign:
+        return listening
+    inside = (seen for seen in evidence.handshakes if seen.foreign_in_tls and not placeholder(seen))
+    if asking and asking.ssl_answer in ("S", "N"):
+        return next((seen for seen in inside if seen.opening is Opening.SSL_REQUEST), None)
+    return next(inside, None)
+
+
+def placeholder(seen: Handshake) -> str | None:
+    """The name of the placeholder certificate that was shown, or None.
+
+    Searched as bytes: a placeholder's subject is plain text inside its DER.
+    """
+    leaf = seen.leaf or b""
+    return next((name for name in PLACEHOLDERS if name.encode() in leaf), None)
+
+
+def server_is_full(seen: Handshake) -> bool:
+    """53300, too many connections: whoever came would have been told so."""
+    return seen.error is not None and seen.error.sqlstate == TOO_MANY_CONNECTIONS
