@@ -1,0 +1,232 @@
+"""Which attempt may start now, and how long it may wait: the manners of a run at one door.
+
+Takes the attempts in order, and word of what became of each; gives the next one to start. It
+has no clock and no socket: the source tells it the time. The rules, and why:
+
+* The control runs alone, since its times are the ones reported. The others start when it ends,
+  or after ``HEAD_START`` without a new byte, so that a deaf endpoint costs about one time-out.
+* An attempt that differs from the control only behind a point that the control did not reach is
+  not made: it could tell nothing, and would cost the endpoint a connection.
+* At most ``IN_FLIGHT`` connections, ``PAST_STARTUP`` of them past StartupMessage.
+* ``53300 too many connections`` ends the run: we would only make it worse.
+* Once the control got through, a peer that lets an attempt wait many times as long as the
+  control had to is silent; a healthy endpoint must not cost a time-out.
+* *Silent* listens until the others are done, and to its full time-out only where nobody got a
+  byte; the last control shows whether the endpoint is still what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from probe.attempt import Attempt, Needs
+from probe.handshake import Opening
+
+HEAD_START = 0.25  # seconds
+IN_FLIGHT = 4  # connections
+PAST_STARTUP = 2  # connections
+PATIENCE_FACTOR = 20  # times the control's longest wait
+LEAST_PATIENCE = 2.0  # seconds
+
+TOO_MANY_CONNECTIONS = b"C53300\0"
+
+_MISSING = {
+    Needs.SSL_ANSWER: "SSLRequest was not answered with S",
+    Needs.TLS: "the TLS handshake behind SSLRequest did not finish",
+}
+
+
+class Ended(StrEnum):
+    """How an attempt ended, as far as pace is concerned."""
+
+    NOT_CONNECTED = "not-connected"
+    CLOSED = "closed"
+    SILENT = "silent"
+    LEFT = "left"  # the player had seen enough
+
+
+@dataclass(eq=False, repr=False)
+class _Progress:
+    attempt: Attempt
+    heard: bool = False
+    ssl_answer: bool = False
+    established: bool = False
+    slowest: float = 0.0  # seconds waited for an answer
+    last_heard: float = 0.0  # seconds since the run began
+    past_startup: bool = False
+    ended: Ended | None = None
+
+
+@dataclass(eq=False, repr=False)
+class Schedule:
+    """The pace of one door's attempts. ``timeout`` in seconds, for each wait."""
+
+    attempts: Iterable[Attempt]
+    timeout: float
+    not_made: list[tuple[str, str]] = field(default_factory=list)
+    _waiting: list[Attempt] = field(init=False)
+    _made: dict[str, _Progress] = field(init=False, default_factory=dict)
+    _control: Attempt = field(init=False)
+    _asks: Attempt | None = field(init=False)  # the first with a plain SSLRequest
+    _again: Attempt | None = field(init=False, default=None)  # the last control
+    _full: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self._waiting = list(self.attempts)
+        self._control = self._waiting[0]
+        plain = (a for a in self._waiting if a.opening is Opening.SSL_REQUEST)
+        self._asks = next((a for a in plain if a.needs is Needs.NOTHING), None)
+        if len(self._waiting) > 1:
+            name = f"{self._control.name}-again"
+            self._again = replace(self._control, name=name, needs=Needs.A_BYTE)
+            self._waiting.append(self._again)
+
+    # -- what the source tells ---------------------------------------------------------------
+
+    def started(self, attempt: Attempt) -> None:
+        """The attempt's connection is being made."""
+        self._waiting.remove(attempt)
+        self._made[attempt.name] = _Progress(attempt)
+
+    def heard(self, attempt: Attempt, data: bytes, waited: float, now: float) -> None:
+        """The server said these bytes on the wire at ``now``, after so many seconds."""
+        progress = self._made[attempt.name]
+        progress.last_heard = now
+        if not progress.heard:
+            progress.heard = True
+            progress.ssl_answer = data[:1] == b"S" and attempt.opening is Opening.SSL_REQUEST
+        progress.slowest = max(progress.slowest, waited)
+        self.said(data)
+
+    def said(self, data: bytes) -> None:
+        """The server said this, in clear or inside TLS."""
+        self._full = self._full or TOO_MANY_CONNECTIONS in data
+
+    def established(self, attempt: Attempt) -> None:
+        """The attempt's TLS handshake finished."""
+        self._made[attempt.name].established = True
+
+    def passed_startup(self, attempt: Attempt) -> None:
+        """The attempt's StartupMessage goes out."""
+        self._made[attempt.name].past_startup = True
+
+    def ended(self, attempt: Attempt, how: Ended) -> None:
+        """The attempt is over."""
+        self._made[attempt.name].ended = how
+
+    # -- what the source asks ----------------------------------------------------------------
+
+    def next(self, now: float) -> Attempt | None:
+        """The attempt to start now, or None; ``now`` in seconds since the run began."""
+        if not self._made:
+            return self._control
+        self._drop()
+        running = [p for p in self._made.values() if p.ended is None]
+        if len(running) >= IN_FLIGHT or not self._head_start_over(now) or self._seems_deaf():
+            return None
+        ready = [a for a in self._waiting if self._ready(a)]
+        first = next(iter(ready), None)
+        if first is not self._again:
+            return first
+        # the last control waits for all others, so that it really is the last
+        busy = any(p.attempt.opening is not Opening.NOTHING for p in running)
+        return None if busy or len(self._waiting) > 1 else first
+
+    def may_pass_startup(self) -> bool:
+        """Whether one more connection may send its StartupMessage."""
+        past = [p for p in self._made.values() if p.past_startup and p.ended is None]
+        return len(past) < PAST_STARTUP
+
+    def patience(self, attempt: Attempt) -> float:
+        """How many seconds the attempt may wait for its next bytes, as things stand now."""
+        others = [p for p in self._made.values() if p.attempt is not attempt]
+        if attempt.opening is Opening.NOTHING:
+            busy = any(p.ended is None for p in others) or bool(self._waiting)
+            return self.timeout if busy or not self._anybody_heard() else 0.0
+        control = self._made[self._control.name]
+        if attempt is self._control or control.ended is not Ended.LEFT or not control.established:
+            return self.timeout
+        return min(self.timeout, max(LEAST_PATIENCE, PATIENCE_FACTOR * control.slowest))
+
+    @property
+    def wakes_at(self) -> float:
+        """When the control's head start will be over, as things stand now."""
+        control = self._made.get(self._control.name)
+        return control.last_heard + HEAD_START if control else 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Nothing runs and nothing is to be started."""
+        self._drop()
+        return not self._waiting and all(p.ended for p in self._made.values())
+
+    def cut_off(self, why: str) -> None:
+        """Nothing more is to be started."""
+        self.not_made += [(attempt.name, why) for attempt in self._waiting]
+        self._waiting.clear()
+
+    # -- how it decides ----------------------------------------------------------------------
+
+    def _head_start_over(self, now: float) -> bool:
+        return self._made[self._control.name].ended is not None or now >= self.wakes_at
+
+    def _ready(self, attempt: Attempt) -> bool:
+        control = self._made[self._control.name]
+        asks = self._made.get(self._asks.name) if self._asks else None
+        match attempt.needs:
+            case Needs.SSL_ANSWER:
+                return asks is not None and asks.ssl_answer
+            case Needs.TLS:
+                return asks is not None and asks.established
+            case Needs.A_BYTE:
+                return control.ended is not None and control.heard
+            case Needs.NO_BYTE:
+                return control.ended is Ended.CLOSED and not control.heard
+        return True
+
+    def _hopeless(self, attempt: Attempt) -> bool:
+        """What it needs has not come and cannot come any more."""
+        needs_s = attempt.needs in (Needs.SSL_ANSWER, Needs.TLS)
+        reference = self._asks if needs_s else self._control
+        if reference is None:
+            return True
+        progress = self._made.get(reference.name)
+        return progress is not None and progress.ended is not None and not self._ready(attempt)
+
+    def _drop(self) -> None:
+        """Take out what can tell nothing any more, saying why."""
+        control = self._made.get(self._control.name)
+        if control is None or control.ended is None:
+            return
+        if self._full:
+            self.cut_off("the server has no connection left (53300)")
+        elif control.ended is Ended.NOT_CONNECTED:
+            self.cut_off("there is no connection")
+        elif self._deaf():
+            self.cut_off("nothing is ever answered here")
+        for attempt in [a for a in self._waiting if self._hopeless(a)]:
+            self._waiting.remove(attempt)
+            if attempt.needs in _MISSING:
+                self.not_made.append((attempt.name, _MISSING[attempt.needs]))
+
+    def _seems_deaf(self) -> bool:
+        """The control got no byte in all its time, and nobody else has got one yet.
+
+        The bare ClientHello that is still waiting will decide whether to go on.
+        """
+        control = self._made[self._control.name]
+        waiting = any(
+            p.attempt.opening is Opening.DIRECT_TLS and p.ended is None for p in self._made.values()
+        )
+        return control.ended is Ended.SILENT and waiting and not self._anybody_heard()
+
+    def _deaf(self) -> bool:
+        """The control and a bare ClientHello were left without a byte, and nobody got one."""
+        silent = {p.attempt.opening for p in self._made.values() if p.ended is Ended.SILENT}
+        both = {self._control.opening, Opening.DIRECT_TLS} <= silent
+        return both and not self._anybody_heard()
+
+    def _anybody_heard(self) -> bool:
+        return any(p.heard for p in self._made.values())

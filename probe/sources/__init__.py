@@ -1,0 +1,1 @@
+"""What gives Transcripts: live sockets, capture files."""
