@@ -1,0 +1,140 @@
+"""Rules: each a function from Evidence to what it found, its docstring the finding's manual.
+
+A rule is asked once for each door. It says only what the evidence shows; where a fact is
+missing it says nothing, or says so by its certainty. ``explain CODE`` prints the docstring, so
+it has the same sections everywhere: what it says, why it matters, on the wire, how it is told
+from its look-alikes, what to change.
+
+The codes' families: C connection, N negotiation, S server name and routing, T TLS, P protocol, W
+what a witness tells.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NamedTuple
+
+from probe.evidence import Evidence
+from probe.finding import Certainty, Finding, Fix, Proof, Severity
+
+FAMILIES = ("connection", "negotiation", "routing", "tls", "protocol", "witness")
+
+SECTIONS = (
+    "What it says",
+    "Why it matters",
+    "On the wire",
+    "How it is told from its look-alikes",
+    "What to change",
+)
+
+
+class Found(NamedTuple):
+    """What a rule saw. ``severity`` None: the rule's own."""
+
+    message: str
+    evidence: tuple[Proof, ...]
+    certainty: Certainty = Certainty.PROVED
+    severity: Severity | None = None
+    fix: tuple[Fix, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule and what is known of it.
+
+    ``from_documents``: no real component made it fire. ``starttls``: it is about clients that
+    begin with SSLRequest, and no error where the client in question gets through without.
+    ``unless``: codes of more precise rules, in whose favour it is silent.
+    """
+
+    code: str
+    name: str
+    severity: Severity
+    find: Callable[[Evidence], Iterator[Found]]
+    from_documents: bool = False
+    starttls: bool = False
+    unless: tuple[str, ...] = ()
+
+    @property
+    def manual(self) -> str:
+        """The docstring, without its indentation."""
+        return inspect.cleandoc(self.find.__doc__ or "")
+
+    @property
+    def summary(self) -> str:
+        """The manual's first line."""
+        return self.manual.partition("\n")[0]
+
+    def judge(self, evidence: Evidence) -> Iterator[Finding]:
+        """The rule's findings at the evidence's door."""
+        if any(next(_RULES[code].find(evidence), None) for code in self.unless):
+            return
+        for found in self.find(evidence):
+            severity, certainty = found.severity or self.severity, found.certainty
+            if self.starttls and severity is Severity.ERROR and gets_in_direct(evidence):
+                severity = Severity.WARNING
+            if self.from_documents and certainty is Certainty.PROVED:
+                certainty = Certainty.LIKELY
+            yield Finding(
+                code=self.code,
+                name=self.name,
+                severity=severity,
+                certainty=certainty,
+                door=evidence.door,
+                message=found.message,
+                evidence=found.evidence,
+                fix=found.fix,
+            )
+
+
+_RULES: dict[str, Rule] = {}
+
+Find = Callable[[Evidence], Iterator[Found]]
+
+
+def gets_in_direct(evidence: Evidence) -> bool:
+    """The client in question speaks direct TLS, and gets through."""
+    main = evidence.main
+    return evidence.question.direct and main is not None and main.authenticates
+
+
+def rule(
+    code: str,
+    name: str,
+    severity: Severity,
+    *,
+    from_documents: bool = False,
+    starttls: bool = False,
+    unless: tuple[str, ...] = (),
+) -> Callable[[Find], Find]:
+    """Register a rule under its code and its name."""
+
+    def register(find: Find) -> Find:
+        if code in _RULES:
+            raise ValueError(f"two rules for {code}")
+        _RULES[code] = Rule(code, name, severity, find, from_documents, starttls, unless)
+        return find
+
+    return register
+
+
+def all_rules() -> tuple[Rule, ...]:
+    """Every rule, by code."""
+    for family in FAMILIES:
+        import_module(f"{__name__}.{family}")
+    return tuple(_RULES[code] for code in sorted(_RULES))
+
+
+def find_rule(code_or_name: str) -> Rule | None:
+    """The rule with this code or name, in any case, or None."""
+    wanted = code_or_name.lower()
+    return next((r for r in all_rules() if wanted in (r.code.lower(), r.name)), None)
+
+
+def judge(evidence: Evidence) -> tuple[Finding, ...]:
+    """Every finding at one door, the worst first, then by code."""
+    found = [finding for each in all_rules() for finding in each.judge(evidence)]
+    return tuple(sorted(found, key=lambda f: (-f.severity.rank, f.code)))

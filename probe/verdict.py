@@ -1,0 +1,102 @@
+"""Findings and path to one word and one sentence, about the client that most people have."""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from probe.evidence import Evidence, in_words, server_is_full
+from probe.finding import Finding, Severity
+from probe.handshake import Stage
+from probe.path import Path, Routing, TlsEnd, refused_made_up_user
+
+# What degrades a connection that gets there.
+_DEGRADES = ("name-ignored", "catch-all-route", "tls-terminated", "pooler-answers")
+
+# What stops a client that verifies.
+_OF_THE_CERTIFICATE = (
+    "certificate-name-mismatch",
+    "certificate-not-trusted",
+    "certificate-expired",
+    "default-certificate",
+)
+
+
+class Status(StrEnum):
+    """The one word."""
+
+    PASSES = "passes"
+    DEGRADED = "degraded"
+    BROKEN = "broken"
+    UNREACHABLE = "unreachable"
+    INDETERMINATE = "indeterminate"
+
+
+class Verdict(NamedTuple):
+    """The word, the stage that did not come (None: all came), the door, the sentence."""
+
+    status: Status
+    stage: Stage | None
+    door: str | None
+    summary: str
+
+
+def decide_verdict(evidence: Evidence, path: Path, findings: tuple[Finding, ...]) -> Verdict:
+    """The verdict on one door.
+
+    Broken and unreachable have at least one finding at error, passes has none.
+    """
+    main = evidence.main
+    errors = [f for f in findings if f.severity is Severity.ERROR]
+    if main is None:
+        return Verdict(Status.INDETERMINATE, None, None, "nothing was tried")
+    there = main.authenticates
+    stage = None if there else main.awaited
+    if there and any(error.name in _OF_THE_CERTIFICATE for error in errors):
+        stage = Stage.CERTIFICATE
+    if evidence.unreachable and errors:
+        return Verdict(Status.UNREACHABLE, stage, evidence.door, errors[0].message)
+    unsteady = _unsteady(evidence)
+    if unsteady:
+        return Verdict(Status.INDETERMINATE, stage, evidence.door, unsteady)
+    only_refused = {error.name for error in errors} == {"startup-refused"}
+    if only_refused and path.pooler and refused_made_up_user(evidence, main):
+        # a pooler knows only its own users
+        return Verdict(Status.INDETERMINATE, stage, evidence.door, errors[0].message)
+    if errors:
+        return Verdict(Status.BROKEN, stage, evidence.door, errors[0].message)
+    if not there:
+        summary = f"nothing known gives these answers together: the control is {in_words(main)}"
+        return Verdict(Status.INDETERMINATE, stage, evidence.door, summary)
+    degrading = [f for f in findings if f.name in _DEGRADES]
+    if degrading:
+        return Verdict(Status.DEGRADED, None, evidence.door, degrading[0].message)
+    return Verdict(Status.PASSES, None, None, _passing(evidence, path))
+
+
+def _unsteady(evidence: Evidence) -> str | None:
+    """What the control attempts disagree on, or None. A full server is not a changed path."""
+    ended = [seen for seen in evidence.controls if not server_is_full(seen)]
+    kinds = {(seen.reached, seen.outcome): seen for seen in reversed(ended)}
+    if len(kinds) < 2:
+        return None
+    told = "; ".join(f"{seen.attempt} is {in_words(seen)}" for seen in kinds.values())
+    return f"the same attempt ends differently each time: {told}"
+
+
+def _passing(evidence: Evidence, path: Path) -> str:
+    name = evidence.question.name
+    asks = f"a client that asks for {name!r}" if name else "a client that asks for no name"
+    if path.witness:
+        return (
+            f"{asks} reaches a witness in the server's place, with its TLS unbroken: the "
+            "ClientHello arrived byte for byte"
+        )
+    gets = {
+        TlsEnd.SERVER: "reaches the server's authentication, over TLS that ends at the server as "
+        "far as can be told from outside",
+        TlsEnd.UNKNOWN: "reaches authentication over TLS; where TLS ends is not shown here",
+    }.get(path.tls_ends_at, "reaches authentication")
+    routed = {
+        Routing.BY_NAME: ", routed by its name",
+        Routing.IGNORES_NAME: "; the name decides nothing on the way, as behind a plain forwarder",
+    }.get(path.routing, "")
+    return f"{asks} {gets}{routed}"
