@@ -1,0 +1,20 @@
+"""``pgprobe explain CODE``: a finding's manual, which is its rule's docstring."""
+
+from __future__ import annotations
+
+import click
+
+from probe.rules import find_rule
+
+
+@click.command("explain")
+@click.argument("code")
+def command(code: str) -> None:
+    """The manual of a finding, by its CODE (N201) or name (sni-router-without-starttls)."""
+    rule = find_rule(code)
+    if rule is None:
+        raise click.UsageError(f"no finding is called {code[:60]!r}; pgprobe rules lists them all")
+    click.echo(f"{rule.code} {rule.name} ({rule.severity.value} unless said otherwise)")
+    if rule.from_documents:
+        click.echo("From documents: no real component has made it fire here yet.")
+    click.echo(f"\n{rule.manual}")

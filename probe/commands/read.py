@@ -1,0 +1,179 @@
+"""``pgprobe read FILE…``: captures of other people's connections, and the diagnosis."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import click
+
+from probe.commands import CouldNotLookError, ExitStatus
+from probe.decryption import open_tls
+from probe.evidence import host_of
+from probe.finding import Severity
+from probe.pcapng import NotACapture
+from probe.reading import Connection, Reading, Recorded, read
+from probe.reports import FORMATS, Captures, render
+from probe.secrets import Secrets, parse_key_log
+from probe.sources.capture import Capture, read_capture
+from probe.transcript import Transcript
+
+STANDARD_INPUT = "-"
+
+
+@click.command("read")
+@click.argument("files", nargs=-1, required=True, metavar="FILE…")
+@click.option(
+    "--port",
+    "ports",
+    type=click.IntRange(1, 65535),
+    multiple=True,
+    help="Only connections to this port, PostgreSQL's or not by what is said; repeatable.",
+)
+@click.option("--all", "everything", is_flag=True, help="Every TCP connection, not ours alone.")
+@click.option("--steps", is_flag=True, help="Each connection step by step.")
+@click.option("--sni", metavar="NAME", help="Only connections that ask for this name.")
+@click.option(
+    "--client", metavar="ADDR", help="Only connections of this client: ADDR or ADDR:PORT."
+)
+@click.option("--broken", is_flag=True, help="Only connections that did not get through.")
+@click.option(
+    "--keylog",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="TLS secrets (SSLKEYLOGFILE), beside those that the captures hold themselves.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that read."
+)
+@click.option(
+    "--format", "format_name", type=click.Choice(FORMATS), default="text", show_default=True
+)
+@click.option("--output", type=click.Path(dir_okay=False), help="Write the report to this file.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["info", "warning", "error", "never"]),
+    default="error",
+    show_default=True,
+    help="Exit status 1 from this severity on.",
+)
+def command(
+    files: Sequence[str],
+    ports: Sequence[int],
+    everything: bool,
+    steps: bool,
+    sni: str | None,
+    client: str | None,
+    broken: bool,
+    keylog: str | None,
+    jobs: int,
+    format_name: str,
+    output: str | None,
+    fail_on: str,
+) -> int:
+    """Read captures (pcap, pcapng; - is standard input) and diagnose what they hold.
+
+    Connections that are neither PostgreSQL nor TLS offered to a PostgreSQL port or with ALPN
+    postgresql are left out. All are judged; --sni, --client and --broken choose what is shown.
+    """
+    if list(files).count(STANDARD_INPUT) > 1:
+        raise click.UsageError("standard input can be read once")
+    log = _key_log(keylog) if keylog else b""
+    captures = load(files, ports=ports or None, everything=everything, jobs=jobs)
+    reading = judged(captures, log)
+    if not reading.connections:
+        raise CouldNotLookError(
+            f"no connection of PostgreSQL's in {', '.join(files)}"
+            + ("" if everything else "; --all shows every TCP connection, --port names a port")
+        )
+    chosen = choose(reading, sni=sni, client=client, broken=broken)
+    text = render(Captures(chosen, steps), format_name)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        try:
+            Path(output).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise CouldNotLookError(f"cannot write {output!r}: {error.strerror}") from error
+    if not chosen.connections and not broken:
+        raise CouldNotLookError("no connection is as --sni and --client ask")
+    return exit_status(chosen, fail_on)
+
+
+def load(
+    files: Sequence[str], *, ports: Sequence[int] | None, everything: bool, jobs: int
+) -> list[Capture]:
+    """The captures, in the order given; several are read side by side where ``jobs`` allow."""
+    one = partial(_load, ports=ports, everything=everything)
+    if jobs == 1 or len(files) == 1 or STANDARD_INPUT in files:
+        return [one(name, jobs=jobs) for name in files]
+    with ProcessPoolExecutor(max_workers=min(jobs, len(files))) as pool:
+        return list(pool.map(one, files))
+
+
+def _load(name: str, *, ports: Sequence[int] | None, everything: bool, jobs: int = 1) -> Capture:
+    source = sys.stdin.buffer if name == STANDARD_INPUT else name
+    try:
+        return read_capture(source, ports=ports, everything=everything, name=name, jobs=jobs)
+    except (OSError, NotACapture) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CouldNotLookError(f"cannot read {name!r}: {why}") from error
+
+
+def judged(captures: Iterable[Capture], key_log: bytes = b"") -> Reading:
+    """What the captures say, opened with the secrets that are known."""
+    recorded, problems = [], []
+    for capture in captures:
+        secrets = parse_key_log(key_log, *capture.secrets)
+        problems += [f"{capture.file}: {problem}" for problem in capture.problems]
+        recorded += [
+            Recorded(
+                _opened(each.transcript, secrets), capture.file, each.first_packet, each.packets
+            )
+            for each in capture.connections
+        ]
+    return read(recorded, problems)
+
+
+def _opened(transcript: Transcript, secrets: Secrets) -> Transcript:
+    return open_tls(transcript, secrets) if len(secrets) else transcript
+
+
+def choose(
+    reading: Reading, *, sni: str | None = None, client: str | None = None, broken: bool = False
+) -> Reading:
+    """The connections that are asked for, and what was found in them."""
+    if sni is None and client is None and not broken:
+        return reading
+
+    def wanted(row: Connection) -> bool:
+        seen = row.handshake
+        named = (seen.server_name or "").lower() == (sni or "").lower()
+        by = client in (seen.client, host_of(seen.client))
+        return (
+            (sni is None or named) and (client is None or by) and (not broken or bool(row.broken))
+        )
+
+    rows = tuple(filter(wanted, reading.connections))
+    told = {(f.code, f.door, f.message) for row in rows for f in row.findings}
+    kept = tuple(f for f in reading.findings if (f.code, f.door, f.message) in told)
+    return reading._replace(connections=rows, findings=kept)
+
+
+def exit_status(reading: Reading, fail_on: str) -> int:
+    """0 or 1, as ``--fail-on`` asks."""
+    if fail_on == "never":
+        return ExitStatus.NOTHING_FOUND
+    threshold = Severity(fail_on).rank
+    found = any(finding.severity.rank >= threshold for finding in reading.findings)
+    return ExitStatus.FOUND if found else ExitStatus.NOTHING_FOUND
+
+
+def _key_log(name: str) -> bytes:
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise CouldNotLookError(f"cannot read {name!r}: {error.strerror}") from error

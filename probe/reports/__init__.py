@@ -1,0 +1,125 @@
+"""Reports: each takes what was learnt and gives text. What stands here is what they share."""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+from probe.certificate import Certificate
+from probe.diagnosis import Diagnosis
+from probe.door import Door
+from probe.handshake import Handshake, Stage
+from probe.path import through
+from probe.reading import Connection, Reading
+from probe.target import Target
+from probe.wire import printable
+
+FORMATS = ("text", "table", "json")
+
+NAME = 40  # characters of a name in a table
+
+
+class Report(NamedTuple):
+    """What is to be shown: the target as asked, and the diagnosis."""
+
+    target: Target
+    diagnosis: Diagnosis
+
+
+class Captures(NamedTuple):
+    """What is to be shown of captures; ``steps``: the ladder of each connection, too."""
+
+    reading: Reading
+    steps: bool = False
+
+
+def render(report: Report | Captures, format_name: str) -> str:
+    """The report in one of ``FORMATS``, ending in a newline."""
+    module = import_module(f"probe.reports.{format_name}")
+    write: Callable[[Report | Captures], str] = module.write
+    return write(report)
+
+
+def milliseconds(seconds: float) -> str:
+    """A time for people."""
+    ms = seconds * 1000
+    return f"{ms:.1f} ms" if ms < 100 else f"{ms:.0f} ms"
+
+
+def yes_no(value: bool | None) -> str:
+    """True, False or None for people."""
+    return {True: "yes", False: "no", None: "not known"}[value]
+
+
+# -- doors and steps -----------------------------------------------------------------------------
+
+_STAGES = tuple(stage for stage in Stage if stage is not Stage.RESOLVE)
+
+
+def matrix(doors: Sequence[Door]) -> list[tuple[str, ...]]:
+    """A row for each door and a column for each step: its time, or how it ended there."""
+    rows = [("door", *(stage.value for stage in _STAGES))]
+    for door in doors:
+        main = door.evidence.main
+        rows.append((door.label, *(_cell(main, stage) for stage in _STAGES)))
+    return rows
+
+
+def _cell(seen: Handshake | None, stage: Stage) -> str:
+    if seen is None:
+        return ""
+    step = next((step for step in seen.steps if step.stage is stage), None)
+    if step is None:
+        unresolved = stage is Stage.CONNECT and seen.reached is None
+        return seen.outcome.value if unresolved else ""
+    came = seen.reached is not None and seen.reached >= stage
+    return f"{step.took * 1000:.1f}" if came else seen.outcome.value
+
+
+def properties(doors: Sequence[Door]) -> list[tuple[str, ...]]:
+    """A row for each door: its verdict, and what is worth comparing."""
+    head = ("door", "verdict", "SSLRequest answered by", "TLS ends", "certificate", "cluster")
+    rows: list[tuple[str, ...]] = [head]
+    for door in doors:
+        seen, path = through(door.evidence) or door.evidence.main, door.path
+        rows.append(
+            (
+                door.label,
+                door.verdict.status.value,
+                path.ssl_request_answered_by.value,
+                path.tls_ends_at.value,
+                Certificate(seen.leaf).fingerprint[:8] if seen and seen.leaf else "",
+                path.cluster or "not shown",
+            )
+        )
+    return rows
+
+
+def one_cluster(doors: Sequence[Door]) -> str | None:
+    """What equal cluster ids at several doors mean, in a sentence; None where there are none."""
+    clusters = [door.path.cluster for door in doors if door.path.cluster]
+    if len(clusters) < 2 or len(set(clusters)) > 1:
+        return None
+    return (
+        "the cluster id is the same at every door that shows one: one cluster is likely, never "
+        "certain, for replicas, restored backups and cloned volumes share it"
+    )
+
+
+# -- captured connections -----------------------------------------------------------------------
+
+
+def cells(row: Connection) -> tuple[str, ...]:
+    """A captured connection in a table: client, server, opening, SNI, ALPN, TLS, outcome."""
+    seen = row.handshake
+    hello = seen.client_hello
+    unseen = "?" if "sni" in seen.not_captured else "-"
+    alpn = ",".join(printable(name, 12) for name in hello.alpn[:2]) if hello else ""
+    return (
+        seen.client or "?",
+        seen.server or seen.door,
+        seen.opening.value,
+        printable(hello.server_name, NAME) if hello and hello.server_name else unseen,
+        alpn or unseen,
+        seen.tls_version or "-",
+        seen.outcome.value,
+    )

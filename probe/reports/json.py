@@ -1,0 +1,269 @@
+"""The report as one JSON document, described by ``schema.json``, and ``read.schema.json``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from probe import __version__
+from probe.certificate import Certificate
+from probe.clients import Experience
+from probe.door import Difference, Door
+from probe.finding import Finding
+from probe.handshake import Handshake, Opening, Step
+from probe.path import Path, Sign
+from probe.reading import Connection
+from probe.reports import Captures, Report
+from probe.verdict import Verdict
+from probe.wire import printable
+from probe.witness import Comparison, compare
+
+SCHEMA = 1
+
+
+def write(report: Report | Captures) -> str:
+    """The document, indented; every text in it is safe to print."""
+    return json.dumps(document(report), indent=2, ensure_ascii=True) + "\n"
+
+
+def document(report: Report | Captures) -> dict[str, Any]:
+    """The document as plain values."""
+    return _captures(report) if isinstance(report, Captures) else _diagnosis(report)
+
+
+def _captures(report: Captures) -> dict[str, Any]:
+    reading = report.reading
+    return {
+        "schema": SCHEMA,
+        "pgprobe": __version__,
+        "files": [printable(name, 400) for name in reading.files],
+        "problems": [printable(problem, 400) for problem in reading.problems],
+        "findings": [_finding(finding) for finding in reading.findings],
+        "connections": [_connection(row) for row in reading.connections],
+        "paths": [],
+    }
+
+
+def _connection(row: Connection) -> dict[str, Any]:
+    seen = row.handshake
+    attempt = _attempt(seen)
+    return {
+        "files": [printable(row.file, 400)],
+        "first_packet": row.recorded.first_packet,
+        "packets": row.recorded.packets,
+        "began": row.began,
+        "attempt": seen.attempt,
+        "client": seen.client,
+        "server": seen.server or seen.door,
+        "opening": seen.opening.value,
+        "ssl_answer": seen.ssl_answer or seen.gss_answer,
+        "sni": attempt["sni"],
+        "alpn": attempt["alpn"] or None,
+        "alpn_selected": attempt["alpn_selected"],
+        "tls_version": seen.tls_version,
+        "certificate": attempt["certificate"],
+        "not_captured": list(seen.not_captured),
+        "closed_by": seen.ended_by.value if seen.ended_by else None,
+        "close": seen.ending.value if seen.ending else None,
+        "reached": attempt["reached"],
+        "outcome": attempt["outcome"],
+        "steps": attempt["steps"],
+        "findings": [_finding(finding) for finding in row.findings],
+    }
+
+
+def _diagnosis(report: Report) -> dict[str, Any]:
+    target, diagnosis = report.target, report.diagnosis
+    first = diagnosis.first
+    return {
+        "schema": SCHEMA,
+        "pgprobe": __version__,
+        "target": {
+            "host": target.host,
+            "port": target.port,
+            "hostaddr": target.hostaddr,
+            "sni": target.sni,
+            "other_names": list(target.other_names),
+            "user": target.user,
+            "dbname": target.dbname,
+            "sslmode": target.sslmode,
+            "sslnegotiation": target.sslnegotiation,
+        },
+        "verdict": _verdict(diagnosis.verdict),
+        "path": _path(first.path),
+        "findings": [_finding(finding) for finding in diagnosis.findings],
+        "clients": [_client(experience) for experience in first.clients],
+        "doors": [_door(door) for door in diagnosis.doors],
+        "differences": [_difference(each) for each in diagnosis.differences],
+        "attempts": [
+            _attempt(seen) for door in diagnosis.doors for seen in door.evidence.handshakes
+        ],
+        "not_made": [{"attempt": name, "why": why} for name, why in diagnosis.not_made],
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "status": verdict.status.value,
+        "stage": verdict.stage.value if verdict.stage else None,
+        "door": verdict.door,
+        "summary": verdict.summary,
+    }
+
+
+def _path(path: Path) -> dict[str, Any]:
+    return {
+        "ssl_request_answered_by": path.ssl_request_answered_by.value,
+        "tls_ends_at": path.tls_ends_at.value,
+        "backend_leg": path.backend_leg.value,
+        "routing": path.routing.value,
+        "direct_tls": path.direct_tls.value,
+        "cluster": path.cluster,
+        "pooler": path.pooler,
+        "signs": [_sign(sign) for sign in path.signs],
+        "binding": path.binding.value,
+        "binding_why": path.binding_why,
+        "login": _login(path),
+        "witness": _witness(path.witness) if path.witness else None,
+    }
+
+
+def _sign(sign: Sign) -> dict[str, Any]:
+    return {
+        "end": sign.end.value,
+        "decides": sign.decides,
+        "attempt": sign.proof.attempt,
+        "says": sign.proof.says,
+    }
+
+
+def _login(path: Path) -> dict[str, Any] | None:
+    """What the server says after a login; None where nobody logged in."""
+    if path.login is None:
+        return None
+    view = path.server_view
+    texts = view[1:] if view else (None,) * 5
+    names = ("version", "cipher", "server_address", "server_port", "server_version")
+    shown = (None if text is None else printable(text) for text in texts)
+    return {
+        "method": path.login.method,
+        "server_signature": path.login.signature,
+        "tls": view.tls if view else None,
+        **dict(zip(names, shown, strict=True)),
+    }
+
+
+def _witness(told: Comparison) -> dict[str, Any]:
+    testimony = told.testimony
+    return {
+        "attempt": told.attempt,
+        "end_to_end": told.end_to_end,
+        "changed": [part.value for part in told.changed],
+        "refused": testimony.refused,
+        "peer": printable(testimony.peer),
+        "local": printable(testimony.local),
+        "compared": [
+            {
+                "part": row.part.value,
+                "sent": row.sent,
+                "arrived": row.arrived,
+                "changed": row.changed,
+            }
+            for row in told.rows
+        ],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "code": finding.code,
+        "name": finding.name,
+        "severity": finding.severity.value,
+        "certainty": finding.certainty.value,
+        "door": finding.door,
+        "message": finding.message,
+        "evidence": [
+            {"door": p.door, "attempt": p.attempt, "step": p.step, "says": p.says}
+            for p in finding.evidence
+        ],
+        "fix": [{"who": fix.who, "change": fix.change} for fix in finding.fix],
+    }
+
+
+def _client(experience: Experience) -> dict[str, Any]:
+    return {
+        "client": experience.client,
+        "mode": experience.mode,
+        "gets_through": experience.gets_through,
+        "why": experience.why,
+    }
+
+
+def _door(door: Door) -> dict[str, Any]:
+    return {
+        "door": door.label,
+        "address": door.address,
+        "verdict": _verdict(door.verdict),
+        "path": _path(door.path),
+        "clients": [_client(experience) for experience in door.clients],
+    }
+
+
+def _difference(difference: Difference) -> dict[str, Any]:
+    return {
+        "outer": difference.outer,
+        "inner": difference.inner,
+        "change": difference.change.value,
+        "says": difference.says,
+    }
+
+
+def _attempt(seen: Handshake) -> dict[str, Any]:
+    hello = seen.client_hello
+    return {
+        "name": seen.attempt,
+        "door": seen.door,
+        "negotiation": "direct" if seen.opening is Opening.DIRECT_TLS else "postgres",
+        "opening": seen.opening.value,
+        "sni": printable(hello.server_name) if hello and hello.server_name else None,
+        "alpn": [printable(p, 60) for p in hello.alpn] if hello else None,
+        "alpn_selected": printable(seen.alpn_selected) if seen.alpn_selected else None,
+        "ssl_answer": seen.ssl_answer,
+        "tls_version": seen.established.version if seen.established else None,
+        "certificate": _certificate(seen),
+        "mechanisms": [printable(m, 60) for m in seen.mechanisms],
+        "witness": _witness(told) if (told := compare(seen)) else None,
+        "reached": seen.reached.value if seen.reached else None,
+        "outcome": seen.outcome.value,
+        "steps": [_step(step) for step in seen.steps],
+    }
+
+
+def _certificate(seen: Handshake) -> dict[str, Any] | None:
+    if seen.leaf is None:
+        return None
+    leaf = Certificate(seen.leaf)
+    validity = leaf.validity
+    return {
+        "subject": leaf.subject,
+        "issuer": leaf.issuer,
+        "names": list(leaf.names),
+        "not_before": validity[0].isoformat() if validity else None,
+        "not_after": validity[1].isoformat() if validity else None,
+        "sha256": leaf.fingerprint,
+        "chain": len(seen.chain),
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "stage": step.stage.value,
+        "at_ms": round(step.at * 1000, 3),
+        "ms": round(step.took * 1000, 3),
+        "peer": step.peer,
+        "sent": step.sent.hex(),
+        "sent_bytes": step.sent_bytes,
+        "received": step.received.hex(),
+        "received_bytes": step.received_bytes,
+        "says": step.says,
+    }

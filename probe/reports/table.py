@@ -1,0 +1,110 @@
+"""The report as tables, for notes and tickets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tabulate import tabulate
+
+from probe.diagnosis import Diagnosis
+from probe.evidence import in_words
+from probe.finding import Finding
+from probe.reports import Captures, Report, cells, matrix, milliseconds, properties, yes_no
+from probe.wire import printable
+from probe.witness import label
+
+
+def write(report: Report | Captures) -> str:
+    """Verdict, attempts, findings and clients, each as a table; or connections and findings."""
+    return _captures(report) if isinstance(report, Captures) else _diagnosis(report)
+
+
+def _captures(report: Captures) -> str:
+    reading = report.reading
+    connections = [
+        (str(number), *cells(row), ", ".join(finding.code for finding in row.findings))
+        for number, row in enumerate(reading.connections, 1)
+    ]
+    titles = "no. client server opening SNI ALPN TLS outcome findings".split()
+    parts = [", ".join(map(printable, reading.files)), *map(printable, reading.problems)]
+    parts += [_table(connections, tuple(titles)), _finding_table(reading.findings)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _diagnosis(report: Report) -> str:
+    diagnosis = report.diagnosis
+    door, verdict = diagnosis.first, diagnosis.verdict
+    path = door.path
+    several = len(diagnosis.doors) > 1
+    stage = f" at {verdict.stage.value}" if verdict.stage else ""
+    attempts = [
+        (
+            *((each.label,) if several else ()),
+            seen.attempt,
+            seen.opening.value,
+            seen.server_name or "",
+            seen.reached.value if seen.reached else "",
+            seen.outcome.value,
+            in_words(seen),
+            milliseconds(seen.steps[-1].at + seen.steps[-1].took) if seen.steps else "",
+        )
+        for each in diagnosis.doors
+        for seen in each.evidence.handshakes
+    ]
+    labels = {each.address: each.label for each in diagnosis.doors} if several else {}
+    at = ("door",) if several else ()
+    between = [
+        ("SSLRequest answered by", path.ssl_request_answered_by.value),
+        ("TLS ends at", path.tls_ends_at.value),
+        ("backend leg", path.backend_leg.value),
+        ("routing", path.routing.value),
+        ("direct TLS", path.direct_tls.value),
+        ("cluster", path.cluster or ""),
+        ("channel binding", path.binding.value),
+    ]
+    arrived = [
+        (label(row.part), row.sent, row.arrived, yes_no(row.changed))
+        for row in (path.witness.rows if path.witness else ())
+    ]
+    clients = [(c.client, c.mode, yes_no(c.gets_through), c.why) for c in door.clients]
+    parts = [
+        f"{report.target.label}: {verdict.status.value}{stage}: {verdict.summary}",
+        *_doors(diagnosis),
+        _table(
+            attempts, (*at, "attempt", "opening", "name", "reached", "outcome", "ended", "after")
+        ),
+        _table(between, ("between", "")),
+        *([_table(arrived, ("witness", "sent", "arrived", "changed"))] if arrived else []),
+        _finding_table(diagnosis.findings, labels),
+        _table(clients, ("client", "mode", "gets through", "why")),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _doors(diagnosis: Diagnosis) -> list[str]:
+    """Doors and steps, and what changes between neighbours, where there are several."""
+    if len(diagnosis.hops) < 2:
+        return []
+    tables = [matrix(diagnosis.hops), properties(diagnosis.hops)]
+    changes = [(d.outer, d.inner, d.change.value, d.says) for d in diagnosis.differences]
+    made = [_table(rows[1:], rows[0]) for rows in tables]
+    return [*made, _table(changes, ("door", "before", "change", "what"))] if changes else made
+
+
+def _finding_table(findings: Sequence[Finding], labels: Mapping[str, str] | None = None) -> str:
+    """With a column for the door where it has ``labels``."""
+    rows = [
+        (
+            *((labels[f.door],) if labels else ()),
+            *(f.code, f.name, f.severity.value, f.certainty.value, f.message),
+        )
+        for f in findings
+    ]
+    at = ("door",) if labels else ()
+    return _table(rows, (*at, "code", "finding", "severity", "certainty", "message"))
+
+
+def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    widths = [60 if header in ("message", "ended", "why") else None for header in headers]
+    table = tabulate(rows, headers, tablefmt="simple", maxcolwidths=widths, disable_numparse=True)
+    return str(table)
