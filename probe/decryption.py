@@ -8,8 +8,8 @@ end of authentication. It is pure, raises nothing on network bytes, and gives no
 
 **No password comes out of here**, nor anything that a password could be guessed from. Of the
 client's messages inside TLS only StartupMessage, requests for encryption, CancelRequest (its key
-blanked) and Terminate are given: from its first other message on (``p``: a password, a SCRAM
-proof, a token) the client's side stays closed. The server's side is given up to what ends the
+blanked), Terminate and which SCRAM mechanism it chose are given: from its first other message on
+(``p``: a password, a SCRAM proof, a token) the client's side stays closed. The server's side is given up to what ends the
 login, AuthenticationOk or ErrorResponse, without its SCRAM signature and GSSAPI tokens.
 
 A gap in what was captured closes that side from there on, since no later record can be counted.
@@ -53,7 +53,7 @@ from probe.transcript import (
 )
 from probe.wire import Malformed, hello, records, startup
 from probe.wire.foreign import LOOKED_AT, PROXY_V2_SIGNATURE
-from probe.wire.messages import MAX_MESSAGE
+from probe.wire.messages import MAX_MESSAGE, SaslChoice, parse_sasl_initial_response
 
 MAX_OPENED = 262_144  # bytes of application data that are looked into, each way
 MAX_REQUESTS = 4  # for encryption, in front of a ClientHello
@@ -358,6 +358,7 @@ class _Session:
             self._server_inside.answered = self._client_inside.answered
         else:
             given = self._server_inside.take(data)
+            self._client_inside.chooses = self._server_inside.offered
         if given:
             yield Data(sender, given, Layer.TLS)
 
@@ -368,6 +369,7 @@ class _ClientInside:
     def __init__(self) -> None:
         self._buffer = b""
         self._started = False  # StartupMessage was said
+        self.chooses = False  # its next message answers an offer of SASL mechanisms
         self.answered = False  # it went on behind StartupMessage: its secrets may have passed
         self.done = False
 
@@ -405,8 +407,25 @@ class _ClientInside:
     def _message(self) -> bytes | None:
         if len(self._buffer) < 5 and self._buffer[:1] == b"X":
             return None
+        if self.chooses and self._buffer[:1] == b"p":
+            return self._choice()
         self.done = self.answered = True
         return self._buffer[:5] if self._buffer[:5] == b"X\0\0\0\x04" else b""
+
+    def _choice(self) -> bytes | None:
+        """Which mechanism of SCRAM, and whether it is bound to the channel; the rest is hidden."""
+        try:
+            decoded = parse_sasl_initial_response(self._buffer)
+        except Malformed:
+            decoded = SaslChoice("", ""), 0
+        if decoded is None:
+            return None
+        self.done = self.answered = True
+        choice, length = decoded
+        if not choice.mechanism.startswith("SCRAM-"):
+            return b""  # a token, it may be
+        shown = 5 + len(choice.mechanism) + 1 + 4 + len(choice.flag) + 1
+        return self._buffer[:shown] + b"*" * (length - shown)
 
 
 class _ServerInside:
@@ -418,6 +437,7 @@ class _ServerInside:
         self._told = False  # and whether they may be told
         self._last = False  # it is the last one
         self._messages = False  # there was one
+        self.offered = False  # SASL mechanisms
         self._given = 0
         self.answered = False  # the client went on behind StartupMessage
         self.done = False
@@ -457,6 +477,7 @@ class _ServerInside:
             return
         self._messages = True
         self._passing, self._told = length + 1, code not in _NOT_TOLD
+        self.offered = self.offered or code == _SASL
         self._last = kind == b"E" or code == _OK
 
     def _judge_other(self) -> None:
@@ -468,5 +489,5 @@ class _ServerInside:
 
 
 _SERVER_TYPES = (b"R", b"E", b"v", b"N")  # Authentication, Error, NegotiateProtocolVersion, Notice
-_OK, _GSS_CONTINUE, _SASL_FINAL = 0, 8, 12
+_OK, _GSS_CONTINUE, _SASL, _SASL_FINAL = 0, 8, 10, 12
 _NOT_TOLD = (_GSS_CONTINUE, _SASL_FINAL)
