@@ -9,8 +9,9 @@ end of authentication. It is pure, raises nothing on network bytes, and gives no
 **No password comes out of here**, nor anything that a password could be guessed from. Of the
 client's messages inside TLS only StartupMessage, requests for encryption, CancelRequest (its key
 blanked), Terminate and which SCRAM mechanism it chose are given: from its first other message on
-(``p``: a password, a SCRAM proof, a token) the client's side stays closed. The server's side is given up to what ends the
-login, AuthenticationOk or ErrorResponse, without its SCRAM signature and GSSAPI tokens.
+(``p``: a password, a SCRAM proof, a token) the client's side stays closed. The server's side is
+given up to what ends the login, AuthenticationOk or ErrorResponse, without its SCRAM signature
+and GSSAPI tokens.
 
 A gap in what was captured closes that side from there on, since no later record can be counted.
 """
