@@ -147,6 +147,7 @@ class Handshake:
     client_hello: ClientHello | None = None
     hello_segments: int = 0
     hello_records: int = 0
+    hello_begun: int | None = None  # bytes that a ClientHello which was not finished was to have
     retried: bool = False  # a HelloRetryRequest came
     server_hello: ServerHello | None = None
     chain: tuple[bytes, ...] = ()  # DER, leaf first

@@ -788,11 +788,22 @@ class _Observer:
         seen = self.seen
         self.steps.abandon(self.at, self._ending_text())
         seen.not_captured = self._unseen()
+        seen.hello_begun = self._hello_begun()
         seen.outcome = _outcome(seen)
         if seen.outcome is Outcome.SILENT and self._end_unseen:
             seen.outcome = Outcome.NOT_CAPTURED
         seen.reached = self.steps.reached
         return seen
+
+    def _hello_begun(self) -> int | None:
+        """How many bytes a ClientHello has whose end was not said any more."""
+        if self.phase is not Phase.TLS or self.seen.client_hello:
+            return None
+        unread = self.unread.get((Party.CLIENT, Layer.TCP), b"")
+        said = self.handshake[Party.CLIENT] + unread[records.HEADER :]
+        if len(said) < 4 or said[0] != hello.CLIENT_HELLO:
+            return None
+        return 4 + int.from_bytes(said[1:4], "big")
 
     @property
     def _end_unseen(self) -> bool:

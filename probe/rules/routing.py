@@ -351,7 +351,8 @@ def split_client_hello_breaks(evidence: Evidence) -> Iterator[Found]:
         After S, attempt hello-in-two-segments: one record 16 03 01 ... whose bytes leave in two
         writes, 30 ms apart. Attempt hello-in-two-records: two records, each with its own header
         16 03 01, in one write. FIN, RST, an alert or silence comes back instead of 16 03 03.
-        Both are made only when the control finished its handshake.
+        Both are made only when the control finished its handshake. With sslnegotiation=direct
+        all of them begin with the ClientHello.
 
     How it is told from its look-alikes
         S306 (large-client-hello-breaks): large-hello also leaves in two segments. Where S305
@@ -487,11 +488,11 @@ def sni_case_sensitive(evidence: Evidence) -> Iterator[Found]:
 def _breaks(
     evidence: Evidence, variations: tuple[Variation, ...], fix: tuple[Fix, ...]
 ) -> Iterator[Found]:
-    control = evidence.control
+    control = evidence.main
     if control is None or not control.established:
         return
     for variation in variations:
-        seen = evidence.one(variation=variation)
+        seen = evidence.one(control.opening, variation=variation)
         if seen is None:
             continue
         elsewhere = evidence.leads_elsewhere(seen, evidence.home(control))
