@@ -94,7 +94,6 @@ class _Observer:
         self.missing: set[str] = set()  # of FACTS: they may have stood in what is not captured
         self.sealed: set[Party] = set()  # who has said something encrypted
         self.talking = False  # the client has, and it was no alert
-        self.logged_in = False
         self.opened = False  # a key holder tells what was said inside
         self.request_segments = 0
         self.first_said = b""
@@ -740,8 +739,6 @@ class _Observer:
             if foreign.recognise(data):
                 raise Malformed("another protocol's greeting")
             self._server_said(message, layer)
-            if self.logged_in:
-                self._set(layer, Phase.OPAQUE)  # a session, which is nobody's business
         except Malformed:
             self._foreign(data, layer)
             return len(data)
@@ -766,8 +763,6 @@ class _Observer:
                 elif asked.code == 11 and seen.salt is None:
                     first = messages.parse_scram_server_first(asked.data)
                     seen.salt = first.salt if first else None
-                if asked.code == 0:
-                    self.logged_in = True
 
     def _answered(self) -> None:
         minor = self.seen.negotiated.newest if self.seen.negotiated else None
