@@ -148,7 +148,8 @@ class _Observer:
             self.steps.begin(Stage.RESOLVE, 0.0)
         self.seen.not_connected = failure
         accepted = failure is ConnectFailure.RESET
-        self.steps.end(self.at, f"{failure.value}: {printable(says)}", reached=accepted)
+        what = failure.value.replace("-", " ")
+        self.steps.end(self.at, f"{what}: {printable(says)}", reached=accepted)
 
     def _closed(self, sender: Party, how: Ending) -> None:
         seen = self.seen
