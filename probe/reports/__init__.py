@@ -1,17 +1,21 @@
 """Reports: each takes what was learnt and gives text. What stands here is what they share."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from probe.certificate import Certificate
 from probe.diagnosis import Diagnosis
 from probe.door import Door
 from probe.handshake import Handshake, Stage
 from probe.path import through
-from probe.reading import Connection, Reading
 from probe.target import Target
 from probe.wire import printable
+
+if TYPE_CHECKING:  # only those who read captures need it
+    from probe.reading import Connection, Reading
 
 FORMATS = ("text", "table", "json")
 

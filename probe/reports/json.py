@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from probe import __version__
 from probe.certificate import Certificate
@@ -12,11 +12,13 @@ from probe.door import Difference, Door
 from probe.finding import Finding
 from probe.handshake import Handshake, Opening, Step
 from probe.path import Path, Sign
-from probe.reading import Connection
 from probe.reports import Captures, Report
 from probe.verdict import Verdict
 from probe.wire import printable
 from probe.witness import Comparison, compare
+
+if TYPE_CHECKING:
+    from probe.reading import Connection
 
 SCHEMA = 1
 

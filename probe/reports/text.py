@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from probe.binding import Binding
 from probe.certificate import Certificate
@@ -13,7 +14,6 @@ from probe.evidence import in_words
 from probe.finding import Finding
 from probe.handshake import Handshake, Opening, Step
 from probe.path import Answerer, BackendLeg, DirectTls, Path, Routing, TlsEnd
-from probe.reading import Connection, Reading
 from probe.reports import (
     Captures,
     Report,
@@ -27,6 +27,9 @@ from probe.reports import (
 from probe.target import Target
 from probe.wire import printable
 from probe.witness import Comparison, compare, label
+
+if TYPE_CHECKING:
+    from probe.reading import Connection, Reading
 
 WIDTH = 100  # columns
 SHOWN = 8  # bytes of a step that are shown
