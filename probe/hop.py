@@ -24,8 +24,17 @@ from probe.transcript import Party
 _REQUESTS = {
     Opening.SSL_REQUEST: "SSLRequest",
     Opening.GSSENC_REQUEST: "GSSENCRequest",
-    Opening.STARTUP: "StartupMessage in clear",
+    Opening.STARTUP: "clear-text StartupMessage",
     Opening.CANCEL: "CancelRequest",
+}
+_INSTEAD = {
+    Outcome.REFUSED: "refused it",
+    Outcome.RESET: "reset the connection",
+    Outcome.CLOSED: "closed the connection",
+    Outcome.SILENT: "left it unanswered",
+    Outcome.FOREIGN: "answered in another protocol",
+    Outcome.ALERT: "answered with a TLS alert",
+    Outcome.ERROR: "answered with an error",
 }
 
 
@@ -115,19 +124,19 @@ class _Between:
         if out.tls_answered:
             return self._likely(
                 Passage.TERMINATED,
-                f"its ClientHello was answered and is not in {inner}, where {what} goes on at "
-                "that time: the hop between ends TLS",
+                f"its ClientHello was answered and is not in {inner}, where {what} is at that "
+                "time instead: the hop between ends TLS",
             )
         if out.random is None:
             if out.answer == into.answer:
-                why = f"the same {what} is in {inner} at that time, and has the same answer"
+                why = f"{what} like its own is in {inner} at that time, and has the same answer"
                 return self._likely(Passage.PASSTHROUGH, why)
             return self._unknown(f"{what} is in {inner} at that time, with another answer")
-        if into.random is None and what != _REQUESTS[Opening.STARTUP] and into.handshake.told:
+        if into.random is None and _asks_for_tls(into):
             return self._likely(
                 Passage.STOPPED,
-                f"its ClientHello is not in {inner}, where a {what} is at that time, with outcome "
-                f"{into.handshake.outcome.value!r}: the hop between asked there by itself, in vain",
+                f"its ClientHello is not in {inner}, where at that time {what} has the outcome "
+                f"{into.handshake.outcome.value!r}: the hop between asked by itself, in vain",
             )
         return self._unknown(
             f"its ClientHello was not answered, and {what} in {inner} at that time may have "
@@ -141,12 +150,13 @@ class _Between:
         if doubt:
             return self._unknown(doubt)
         what = "ClientHello" if out.random else _REQUESTS[out.handshake.opening]
+        instead = _INSTEAD.get(out.handshake.outcome, "answered by itself")
         why = (
             f"nothing of it is in {inner}, which has packets before and after: the hop between did "
-            f"not pass its {what} on"
+            f"not pass its {what} on, and {instead}"
         )
         if self._failed_meanwhile(out):
-            why += ", and a connection to there was tried at that time and did not come about"
+            why += f"; at that time a connection in {inner} did not come about"
         if not self.clock.known:
             return self._likely(Passage.STOPPED, f"{why} (if the clocks agree)")
         if _door(out) not in self.doors:
@@ -163,8 +173,6 @@ class _Between:
             return "the client said nothing that it could be known by"
         if out.random is None and left(out):
             return "the client left before it said a ClientHello"
-        if not seen.told:
-            return f"how it ended is not in {outer}"
         if not self.clock.known and any(self._may_be(out, into) for into in self.loose):
             return (
                 f"no ClientHello is in both {outer} and {inner}, so that their clocks cannot be "
@@ -173,10 +181,13 @@ class _Between:
         if not self._covers(out):
             return f"{inner} does not cover the time: it lacks packets before or after"
         if out.tls_answered or seen.authentication:
+            more = "" if self.inner.everything else ", or goes on in what only --all reads"
             return (
                 f"it was answered, and nothing of it is in {inner}: the hop between answers by "
-                "itself, or leads elsewhere"
+                f"itself, or leads elsewhere{more}"
             )
+        if not seen.told:
+            return f"how it ended is not in {outer}"
         if self.inner.narrowed:
             return f"only some ports of {inner} were read (--port)"
         if seen.opening is Opening.DIRECT_TLS and not (seen.alpn_offered or self.inner.everything):
@@ -216,6 +227,12 @@ def _says_something(each: Sighting) -> bool:
     return each.handshake.opening is not Opening.NOTHING
 
 
+def _asks_for_tls(into: Sighting) -> bool:
+    """It asked, and how that ended is known."""
+    seen = into.handshake
+    return seen.opening in (Opening.SSL_REQUEST, Opening.GSSENC_REQUEST) and seen.told
+
+
 def left(out: Sighting) -> bool:
     """Without a ClientHello: the client had its S, or did not wait for it."""
     seen = out.handshake
@@ -226,4 +243,7 @@ def left(out: Sighting) -> bool:
 def _what(into: Sighting) -> str:
     if into.random is not None:
         return "another ClientHello"
-    return _REQUESTS.get(into.handshake.opening, "something else")
+    what = _REQUESTS.get(into.handshake.opening)
+    if what is None:
+        return "something else"
+    return f"{'an' if what[0] == 'S' else 'a'} {what}"

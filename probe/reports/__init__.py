@@ -139,10 +139,13 @@ def clock_of(clock: Clock) -> str:
             "to agree",
             600,
         )
-    ahead = f"{abs(clock.ahead):.3f} s {'behind' if clock.ahead < 0 else 'ahead of'}"
+    how = f"{abs(clock.ahead):.3f} s {'behind' if clock.ahead < 0 else 'ahead of'}"
+    if abs(clock.ahead) <= clock.within:
+        how = "the same as"
     return printable(
-        f"the clock of {clock.file} is {ahead} that of {clock.against}, give or take "
-        f"{milliseconds(clock.within)} ({clock.connections} with one ClientHello in both)",
+        f"the clock of {clock.file} is {how} that of {clock.against}, give or take "
+        f"{milliseconds(clock.within)}, by {clock.connections} ClientHello"
+        f"{'' if clock.connections == 1 else 's'} in both",
         600,
     )
 
