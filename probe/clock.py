@@ -67,9 +67,9 @@ def outermost_first(
     order: list[str] = []
     left = list(files)
     while left:
-        # the first that none of the others was found to lie outside of
+        # the first that none of the others was found to lie outside of; there always is one
         free = (each for each in left if not any((each, other) in turned for other in left))
-        order.append(next(free, left[0]))
+        order.append(next(free))
         left.remove(order[-1])
     return tuple(order)
 

@@ -158,7 +158,7 @@ class _Between:
         if self._failed_meanwhile(out):
             why += f"; at that time a connection in {inner} did not come about"
         if not self.clock.known:
-            return self._likely(Passage.STOPPED, f"{why} (if the clocks agree)")
+            return self._likely(Passage.STOPPED, why)
         if _door(out) not in self.doors:
             return self._likely(Passage.STOPPED, f"{why} (if that is where it leads)")
         return Hop(self.files, Passage.STOPPED, Certainty.PROVED, why)
@@ -212,7 +212,8 @@ class _Between:
         return first < len(self.failed) and self.failed[first] <= ended + self.clock.within
 
     def _likely(self, passage: Passage, why: str) -> Hop:
-        return Hop(self.files, passage, Certainty.LIKELY, why)
+        condition = "" if self.clock.known else " (if the clocks agree)"
+        return Hop(self.files, passage, Certainty.LIKELY, why + condition)
 
     def _unknown(self, why: str) -> Hop:
         return Hop(self.files, Passage.UNMATCHED, None, why)
