@@ -17,7 +17,7 @@ from typing import NamedTuple
 from probe.clock import Clock
 from probe.finding import Certainty
 from probe.handshake import Opening, Outcome
-from probe.matching import match
+from probe.matching import LATE, match
 from probe.sighting import Sighting, Vantage
 from probe.transcript import Party
 
@@ -201,13 +201,13 @@ class _Between:
 
     def _covers(self, out: Sighting) -> bool:
         """The inner file has packets before and after."""
-        began, ended = out.began + self.clock.ahead, out.ended + self.clock.ahead
+        began, ended = out.began + self.clock.ahead, out.ended + self.clock.ahead + LATE
         within = self.clock.within
         return self.inner.began <= began - within and ended + within <= self.inner.ended
 
     def _failed_meanwhile(self, out: Sighting) -> bool:
         """A connection that began in the inner file meanwhile did not come about."""
-        began, ended = out.began + self.clock.ahead, out.ended + self.clock.ahead
+        began, ended = out.began + self.clock.ahead, out.ended + self.clock.ahead + LATE
         first = bisect_left(self.failed, began - self.clock.within)
         return first < len(self.failed) and self.failed[first] <= ended + self.clock.within
 

@@ -1,11 +1,14 @@
 """Which connection is the other half of which, where only the times tell.
 
 Takes the connections of two captures that are not known by their content; gives pairs, and only
-those that leave no choice. A hop is taken to open one connection for each that it takes, while
-that one is open. So where one begins farther in, and farther out a single connection is open that
-has no other half yet, they belong together. Where there are more, it may be any one's, and so may
-be all that begin while one of them is open. Where all that are open have another half already, one
-of these is wrong, and nobody knows which.
+those that leave no choice. A hop is taken to open one connection for each that it takes, while that
+one is open or soon after. So where one begins farther in, and farther out a single connection is
+open that has no other half yet, they belong together. Where there are more, it may be any one's,
+and so may be all that begin while one of them is open. Where all that are open have another half
+already, one of these is wrong, and nobody knows which.
+
+Where nothing tells how the clocks differ, they are first taken to be one clock. If whatever begins
+farther in then does so while something is open farther out, it is left at that.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ import heapq
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 
-from probe.clock import Clock
+from probe.clock import RESOLUTION, Clock
 from probe.sighting import Sighting
+
+LATE = 0.1  # seconds after a client has left in which a hop may still open the other half
 
 _Kind = Hashable  # of what can be its other half; None: whatever says something
 
@@ -24,6 +29,10 @@ def match(
     outer: Sequence[Sighting], inner: Sequence[Sighting], clock: Clock
 ) -> Mapping[int, int | None]:
     """By the numbers of both: the inner one for the outer one; None: one of several."""
+    if not clock.known:
+        exact = _Matching(outer, inner, clock._replace(within=RESOLUTION))
+        if not exact.strays:
+            return exact.found
     return _Matching(outer, inner, clock).found
 
 
@@ -35,6 +44,7 @@ def _kind(out: Sighting) -> _Kind:
 class _Matching:
     def __init__(self, outer: Sequence[Sighting], inner: Sequence[Sighting], clock: Clock) -> None:
         self.found: dict[int, int | None] = {}
+        self.strays = 0  # began while none was open
         self._outer, self._slack = outer, clock.within
         self._waiting: dict[_Kind, set[int]] = defaultdict(set)  # open, without another half
         self._served: dict[_Kind, set[int]] = defaultdict(set)  # open, and with one
@@ -51,7 +61,7 @@ class _Matching:
 
     def _open(self, number: int) -> None:
         self._waiting[_kind(self._outer[number])].add(number)
-        heapq.heappush(self._ends, (self._outer[number].ended, number))
+        heapq.heappush(self._ends, (self._outer[number].ended + LATE, number))
 
     def _close(self, number: int) -> None:
         kind = _kind(self._outer[number])
@@ -74,11 +84,13 @@ class _Matching:
         elif waiting or doubt:
             self._doubt(waiting)
         else:
-            self._doubt([n for kind in kinds for n in self._served[kind]])
+            served = [n for kind in kinds for n in self._served[kind]]
+            self.strays += not served
+            self._doubt(served)
 
     def _doubt(self, numbers: Sequence[int]) -> None:
         for number in numbers:
             self._close(number)
             self.found[number] = None
-            kind, ended = _kind(self._outer[number]), self._outer[number].ended
+            kind, ended = _kind(self._outer[number]), self._outer[number].ended + LATE
             self._doubt_until[kind] = max(ended, self._doubt_until.get(kind, ended))

@@ -43,6 +43,11 @@ def test_one_that_begins_while_none_is_open_is_nobodys() -> None:
     assert match([out(0, 1)], [into(2), into(-1)], CLOCK) == {}
 
 
+def test_a_hop_may_be_late_when_the_client_has_left() -> None:
+    assert match([out(0, 1)], [into(1.05)], CLOCK) == {0: 0}
+    assert match([out(0, 1), out(1.02, 2)], [into(1.05)], CLOCK) == {0: None, 1: None}
+
+
 def test_while_two_are_open_it_is_neither_of_them() -> None:
     assert match([out(0, 1), out(0.1, 1)], [into(0.5)], CLOCK) == {0: None, 1: None}
 
@@ -66,6 +71,13 @@ def test_a_request_leads_only_to_one_like_it() -> None:
     assert match([request(0, 1)], inner, CLOCK) == {0: 1}
     assert match([request(0, 1)], inner[:1], CLOCK) == {}
     assert match([request(0, 1), out(0, 1)], inner[:1], CLOCK) == {1: 0}
+
+
+def test_clocks_that_are_not_known_may_be_one_clock() -> None:
+    clock = Clock("inner", "outer", 3_600.0, 0.1, 0)
+    outer = [out(0, 0.1), out(0.21, 0.3)]
+    assert match(outer, [into(0.05), into(0.22)], clock) == {0: 0, 1: 1}
+    assert match(outer, [into(0.15), into(0.22), into(0.5)], clock) == {0: None, 1: None}
 
 
 def test_what_was_not_captured_may_be_anything() -> None:
