@@ -27,6 +27,7 @@ _REQUESTS = {
     Opening.STARTUP: "clear-text StartupMessage",
     Opening.CANCEL: "CancelRequest",
 }
+_SAYS_NOTHING = (Opening.NOTHING, Opening.OTHER)  # that goes on from a client of PostgreSQL's
 _INSTEAD = {
     Outcome.REFUSED: "refused it",
     Outcome.RESET: "reset the connection",
@@ -81,7 +82,7 @@ class _Between:
         self.files = clock.against, clock.file
         self.outer = [(n, c[-1]) for n, c in enumerate(chains) if c[-1].file == clock.against]
         heads = [(n, c[0]) for n, c in enumerate(chains) if c[0].file == clock.file]
-        self.heads = [(n, each) for n, each in heads if _says_something(each)]
+        self.heads = [(n, each) for n, each in heads if each.handshake.opening not in _SAYS_NOTHING]
         self.failed = sorted(each.began for _, each in heads if each.handshake.not_connected)
         self.found = match([o for _, o in self.outer], [i for _, i in self.heads], clock)
         halves = set(self.found.values())
@@ -222,10 +223,6 @@ class _Between:
 def _door(out: Sighting) -> tuple[str | None, str | None]:
     """Where a connection leads by: the address, and the name where it said one."""
     return out.handshake.server, out.handshake.server_name
-
-
-def _says_something(each: Sighting) -> bool:
-    return each.handshake.opening is not Opening.NOTHING
 
 
 def _asks_for_tls(into: Sighting) -> bool:

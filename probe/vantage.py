@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 from probe.clock import Clock, Pair, difference, outermost_first
 from probe.finding import Certainty, Severity
+from probe.handshake import Opening
 from probe.hop import Hop, Passage, left, onward
 from probe.sighting import Sighting, Vantage
 
-_SEVERITIES = {Passage.STOPPED: Severity.ERROR, Passage.TERMINATED: Severity.WARNING}
+_WANT_TLS = (Opening.SSL_REQUEST, Opening.DIRECT_TLS)
 
 
 class Way(NamedTuple):
@@ -29,7 +30,8 @@ class Way(NamedTuple):
 
     ``connections`` are the numbers of its sightings, the outermost first, ``files`` theirs; what
     is said of the whole is said of its first hop that does not pass it on, and ``between`` names
-    that. ``between`` is None where no hop is to blame, or none is known.
+    that. ``between`` is None where no hop is to blame, or none is known. ``severity`` None:
+    nothing is wrong, as far as is known.
     """
 
     connections: tuple[int, ...]
@@ -39,11 +41,7 @@ class Way(NamedTuple):
     certainty: Certainty | None
     between: tuple[str, str] | None
     why: str
-
-    @property
-    def severity(self) -> Severity | None:
-        """How bad; None: nothing is wrong, as far as is known."""
-        return _SEVERITIES.get(self.passage)
+    severity: Severity | None
 
 
 class Paths(NamedTuple):
@@ -194,7 +192,7 @@ def _way(numbers: tuple[int, ...], seen: Sequence[Sighting], hops: tuple[Hop, ..
     elif first.random is not None:
         passage, certainty = Passage.PASSTHROUGH, Certainty.PROVED
         why = f"the same ClientHello, byte for byte, is in {_listed(files)}"
-    elif first.handshake.authentication or left(first):
+    elif first.handshake.authentication or first.handshake.cancel or left(first):
         why = (
             f"by the times it came to {last.file} unchanged, but it has no ClientHello to prove it"
         )
@@ -204,7 +202,15 @@ def _way(numbers: tuple[int, ...], seen: Sequence[Sighting], hops: tuple[Hop, ..
             f"by the times it came to {last.file} unchanged, and no farther: its outcome there is "
             f"{last.handshake.outcome.value!r}"
         )
-    return Way(numbers, files, hops, passage, certainty, between, why)
+    return Way(numbers, files, hops, passage, certainty, between, why, _severity(passage, first))
+
+
+def _severity(passage: Passage, first: Sighting) -> Severity | None:
+    """As findings have it: an error where a client that wants TLS does not get it."""
+    if passage is Passage.STOPPED and first.handshake.opening in _WANT_TLS:
+        return Severity.ERROR
+    bad = passage in (Passage.STOPPED, Passage.TERMINATED)
+    return Severity.WARNING if bad else None
 
 
 def _listed(files: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from fixtures.lab.listener import Listener
 from fixtures.packets import (
     ACK,
     EPOCH,
+    FIN,
     PSH,
     RST,
     SSL_REQUEST,
@@ -397,6 +398,22 @@ def test_clear_text_is_followed_by_the_times_and_never_called_passthrough() -> N
     assert way(reading, 1).passage == "unmatched"
 
 
+def test_a_cancel_request_that_came_through_was_not_stopped() -> None:
+    request = struct.pack("!IIII", 16, 80877102, 4711, 815)
+
+    def cancels(said: Talk) -> Talk:
+        return (
+            said.open().say("client", request).send("server", FIN | ACK).send("client", FIN | ACK)
+        )
+
+    client = [asks(outer(0), 1), cancels(outer(5, 2))]
+    reading = two(client, [asks(inner(0), 1), cancels(inner(4.98, 2))])
+    assert way(reading, 1).connections == (1, 3)
+    assert (way(reading, 1).passage, way(reading, 1).severity) == ("unmatched", None)
+    stopped = way(two(client, [asks(inner(0), 1)]), 1)
+    assert (stopped.passage, stopped.severity) == ("stopped", "warning")
+
+
 # -- what is not there is not absent -------------------------------------------------------------
 
 
@@ -414,6 +431,37 @@ def test_a_clienthello_that_the_outer_file_does_not_hold_leaves_it_open() -> Non
     reading = two([asks(outer(0), 1), middle], [asks(inner(0), 1)])
     assert way(reading, 1).passage == "unmatched"
     assert "not all in client.pcap" in way(reading, 1).why
+
+
+def unanswered(said: Talk) -> Talk:
+    """A ClientHello, and an RST."""
+    said.open().say("client", SSL_REQUEST).say("server", b"S")
+    return said.say("client", hello(2)).send("server", RST | ACK)
+
+
+@pytest.mark.parametrize(
+    ("client", "pod", "why"),
+    [
+        (is_refused, is_reset, "an SSLRequest is in pod.pcap at that time, with another answer"),
+        (unanswered, logs_in, "was not answered, and a clear-text StartupMessage in pod.pcap"),
+        (lambda said: said.open().close(), None, "nothing that it could be known by"),
+        (
+            lambda said: said.open().say("client", SSL_REQUEST),
+            None,
+            "how it ended is not in client",
+        ),
+    ],
+)
+def test_what_proves_nothing_is_left_open(
+    client: Callable[[Talk], Talk], pod: Callable[[Talk], Talk] | None, why: str
+) -> None:
+    behind = [pod(inner(4.98, 2))] if pod else []
+    reading = two([asks(outer(0), 1), client(outer(5, 2))], [asks(inner(0), 1), *behind])
+    assert (way(reading, 1).passage, way(reading, 1).between) == (
+        "unmatched",
+        ("client.pcap", "pod.pcap"),
+    )
+    assert why in way(reading, 1).why
 
 
 def test_where_only_some_ports_were_read_nothing_is_said_to_have_stopped() -> None:
