@@ -53,12 +53,12 @@ def record(takes: Sequence[Take], key_log: bytes = b"") -> bytes:
         said.append("a login was made: no TLS secrets are embedded")
     packets: list[tuple[int, bytes]] = []
     for number, take in enumerate(takes, 1):
-        note = write_note(take.transcript, take.run)
+        note, began = write_note(take.transcript, take.run), _nanoseconds(take.transcript.started)
         segments = list(_segments(take.transcript, number))
         if not segments:
             said.append(note)
         for segment in segments:
-            at = round(segment.at * 1_000_000_000)
+            at = began + _nanoseconds(segment.at)
             packets.append((at, enhanced_packet(at, ip_packet(segment), note)))
             note = ""
     packets.sort(key=lambda packet: packet[0])
@@ -72,7 +72,7 @@ def record(takes: Sequence[Take], key_log: bytes = b"") -> bytes:
 
 
 def _segments(transcript: Transcript, number: int) -> Iterator[Segment]:
-    """The transcript's segments in their order, timed in seconds since the epoch."""
+    """The transcript's segments, timed as its events are."""
     connection: _Connection | None = None
     for event in transcript.events:
         if isinstance(event.fact, Connecting):
@@ -87,7 +87,6 @@ class _Connection:
     def __init__(self, transcript: Transcript, server: str, number: int) -> None:
         facts = (event.fact for event in transcript.events)
         known = next((fact.client for fact in facts if isinstance(fact, Connected)), None)
-        self.started = transcript.started
         self.ends = {
             Party.CLIENT: known or unspecified(server, number),
             Party.SERVER: server,
@@ -124,7 +123,7 @@ class _Connection:
         seq, ack = self.next[sender], self.next[other] if flags & ACK else 0
         self.next[sender] = (seq + len(payload) + bool(flags & (SYN | FIN))) % (1 << 32)
         return Segment(
-            at=self.started + at,
+            at=at,
             source=self.ends[sender],
             destination=self.ends[other],
             seq=seq,
@@ -133,6 +132,10 @@ class _Connection:
             payload=payload,
             ip_id=0,
         )
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000_000)
 
 
 def _other(party: Party) -> Party:
