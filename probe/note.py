@@ -38,6 +38,7 @@ from probe.wire import printable
 
 PREFIX = "pgprobe attempt "
 MAX_LINES = 64  # of a comment that are read
+ROUNDED = 2e-6  # seconds; what a time may lose here and in the file
 
 _TITLE = re.compile(PREFIX + r"(?P<name>.+?)(?:\s+asked=(?P<asked>\w+))?")
 _DOOR = re.compile(
@@ -72,17 +73,18 @@ class Note(NamedTuple):
         events = [event._replace(at=event.at + self.began) for event in captured.events]
         if any(isinstance(event.fact, NotConnected) for event in self.facts):
             events = [event for event in events if isinstance(event.fact, Connecting)]
+        timed = [*((event.at, event) for event in events), *map(_place, self.facts)]
         return captured._replace(
             attempt=self.attempt,
             asked=self.asked,
             started=captured.started - self.began,
-            events=tuple(sorted([*events, *self.facts], key=_order)),
+            events=tuple(event for _, event in sorted(timed, key=lambda pair: pair[0])),
         )
 
 
-def _order(event: Event) -> tuple[bool, float]:
-    """By time; but the name was resolved first, and times are rounded."""
-    return not isinstance(event.fact, Resolved), event.at
+def _place(event: Event) -> tuple[float, Event]:
+    """Where a noted fact stands: behind what it follows from, though its time was rounded."""
+    return (-1.0 if isinstance(event.fact, Resolved) else event.at + ROUNDED), event
 
 
 def is_note(comment: str) -> bool:
