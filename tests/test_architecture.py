@@ -16,12 +16,12 @@ ORDER = """
     wire transcript certificate handshake witness finding conninfo password target attempt
     evidence binding path login tls identity schedule pcapng note packet datagram stream secrets
     cipher decryption recording drivers sources observer rules clients verdict door diagnosis
-    sighting clock matching hop vantage reading visit recorder reports commands __main__
+    sighting clock matching hop vantage reading replay visit recorder reports commands __main__
 """.split()
 
 PRODUCTS = {
     *"witness observer rules reports evidence binding path clients verdict door".split(),
-    *"diagnosis sighting clock matching hop vantage reading".split(),
+    *"diagnosis sighting clock matching hop vantage reading replay".split(),
 }
 MAKERS = {
     *"drivers sources login tls identity schedule pcapng packet stream cipher".split(),
