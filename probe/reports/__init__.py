@@ -181,7 +181,7 @@ SHOWN_BYTES = 16  # of what is said again
 
 _HEADLINES = {
     Verdict.SAME: "SAME: what could be compared is answered as it was then",
-    Verdict.DIFFERS: "DIFFERS: of {all} connections {count} are answered differently now",
+    Verdict.DIFFERS: "DIFFERS: answered differently now: {count} of {all}",
     Verdict.UNKNOWN: "UNKNOWN: the recording does not show what was answered then",
 }
 
