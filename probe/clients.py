@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from probe.binding import Binding, binding_test
 from probe.certificate import Certificate
-from probe.evidence import Evidence, in_words, server_is_full
+from probe.evidence import Evidence, Variation, in_words, server_is_full
 from probe.handshake import Handshake, Opening
-from probe.path import refused_made_up_user
+from probe.path import pooler_sign, refused_made_up_user
 from probe.transcript import Asked
 from probe.witness import Comparison, compare
 
@@ -25,6 +25,8 @@ class Client(NamedTuple):
     """A driver's habits: what it sends first, whether it sends a name and ALPN.
 
     ``binds``: it takes SCRAM-SHA-256-PLUS when that is offered, by default (None: not known).
+    ``grows``: with a new TLS library its ClientHello is large, for the post-quantum key share.
+    ``parameter``: what its StartupMessage has besides, which PgBouncer refuses unless told.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Client(NamedTuple):
     server_name: bool = True
     alpn: bool = False
     binds: bool | None = False
+    grows: bool = True
+    parameter: str | None = None
 
 
 CLIENTS = (
@@ -40,7 +44,7 @@ CLIENTS = (
     Client("libpq-16", binds=True),  # 14 to 16: SNI
     Client("libpq-17", alpn=True, binds=True),  # 17 and later: ALPN in both modes
     Client("libpq-17-direct", DIRECT, direct=True, alpn=True, binds=True),
-    Client("pgjdbc", binds=None),  # 42.x
+    Client("pgjdbc", binds=None, grows=False, parameter="extra_float_digits"),  # 42.x
     Client("npgsql", alpn=True, binds=None),  # 9 and later
     Client("pgx", binds=None),  # 5.x
     Client("node-postgres"),
@@ -103,6 +107,14 @@ def _meets(evidence: Evidence, client: Client, seen: Handshake) -> tuple[bool | 
         if binding_test(evidence).result is Binding.RE_ENCRYPTED:
             stopped = "channel binding fails: TLS is re-encrypted on the way"
             return (False, stopped) if client.binds else (None, f"{stopped}, if it tries")
+    large = evidence.broken_by(Variation.LARGE)
+    if client.grows and large and large.opening is seen.opening:
+        return (
+            None,
+            f"let through, unless its ClientHello is large (OpenSSL 3.5): {in_words(large)}",
+        )
+    if client.name == "pgjdbc" and pooler_sign(evidence):
+        return None, "let through, unless the pooler refuses its extra_float_digits (PgBouncer)"
     return True, in_words(seen)
 
 

@@ -290,6 +290,20 @@ class Evidence:
         compared = [self.same_place(other, seen) for other in home]
         return bool(compared) and all(same is False for same in compared)
 
+    def broken_by(self, variation: Variation) -> Handshake | None:
+        """The handshake that differs so, if it does not fare as the plain one that gets through.
+
+        It broke off, was refused, or was led elsewhere; None as well where nobody tried.
+        """
+        main = self.main
+        if main is None or not main.established:
+            return None
+        seen = self.one(main.opening, variation=variation)
+        if seen is None or self.leads_elsewhere(seen, self.home(main)):
+            return seen
+        broken = not seen.established and (broke_off(seen) or seen.alert is not None)
+        return seen if broken else None
+
     def proof(self, seen: Handshake, says: str | None = None) -> Proof:
         """The handshake as a finding's evidence: its last step, unless ``says`` tells better."""
         step = seen.steps[-1] if seen.steps else None

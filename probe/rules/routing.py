@@ -489,20 +489,15 @@ def sni_case_sensitive(evidence: Evidence) -> Iterator[Found]:
 def _breaks(
     evidence: Evidence, variations: tuple[Variation, ...], fix: tuple[Fix, ...]
 ) -> Iterator[Found]:
-    control = evidence.main
-    if control is None or not control.established:
-        return
     for variation in variations:
-        seen = evidence.one(control.opening, variation=variation)
+        seen = evidence.broken_by(variation)
         if seen is None:
             continue
-        elsewhere = evidence.leads_elsewhere(seen, evidence.home(control))
-        if not elsewhere and (seen.established or not (broke_off(seen) or seen.alert)):
-            continue
+        assert evidence.main is not None
         ended = f"led to {_shown(seen)}" if seen.established else in_words(seen)
         yield Found(
             f"{variation.value} is {ended}, where the plain one gets through",
-            (evidence.proof(control), evidence.proof(seen)),
+            (evidence.proof(evidence.main), evidence.proof(seen)),
             Certainty.LIKELY if seen.outcome is Outcome.SILENT else Certainty.PROVED,
             fix=fix,
         )
