@@ -27,11 +27,13 @@ FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 MAX_LAYERS = 8  # IP headers, extension headers or tags behind each other
 MAX_DATAGRAMS = 256  # being reassembled at a time
 MAX_DATAGRAM = 65_535  # bytes
+MAX_PIECES = 256  # fragments of a datagram
+FRAGMENTS_WAIT = 30.0  # seconds for the other fragments; then the identification is used again
 
 _VLAN_TAGS = {0x8100, 0x88A8, 0x9100}
 _ETHERTYPES = {0x0800: 4, 0x86DD: 6}
 _FAMILIES = {2: 4, 10: 6, 24: 6, 28: 6, 30: 6}  # AF_INET and the AF_INET6 of several systems
-_SKIPPED_HEADERS = {0: 8, 43: 8, 60: 8, 135: 8, 139: 8, 140: 8}  # extension headers: their unit
+_SKIPPED_HEADERS = {0, 43, 60, 135, 139, 140}  # extension headers that say their length alike
 _AUTHENTICATION, _FRAGMENT = 51, 44
 _TCP, _UDP, _IPIP, _IP6_IN_IP, _GRE = 6, 17, 4, 41, 47
 _TUNNEL_PORTS = {4789: "VXLAN", 8472: "VXLAN", 6081: "Geneve"}  # 8472: Linux's older default
@@ -68,11 +70,14 @@ class Segment(NamedTuple):
     ip_id: int | None = None
 
 
-class _Fragments(NamedTuple):
+class _Fragments:
     """A datagram that is not whole yet: its pieces by offset, and where it ends once known."""
 
-    pieces: dict[int, bytes]
-    end: list[int]
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.pieces: dict[int, bytes] = {}
+        self.held = 0  # bytes of all pieces
+        self.end: int | None = None
 
 
 class Decoder:
@@ -148,15 +153,19 @@ class Decoder:
             return None
         _scapy("scapy.layers.all", "__name__")  # makes the link types known
         layer = classes.l2types.num2layer.get(link)
-        frame: Any = layer(data) if layer else None
-        for name in ("IP", "IPv6"):
-            inner = frame.getlayer(name) if frame is not None else None
-            if inner is not None:
-                start = len(data) - len(inner.original)
-                return self._ip(at, data, start, length, depth + 1)
         if layer is None:
             self.notes[f"of {what}, which nobody here knows"] += 1
-        return None
+            return None
+        try:
+            frame: Any = layer(data)
+            found = [frame.getlayer(name) for name in ("IP", "IPv6")]
+        except Exception:  # scapy raises what it likes at hostile bytes
+            self.notes[f"of {what} that scapy cannot read"] += 1
+            return None
+        inner = next((each for each in found if each is not None), None)
+        if inner is None:
+            return None
+        return self._ip(at, data, data.find(inner.original), length, depth + 1)
 
     # -- IP ----------------------------------------------------------------------------------
 
@@ -184,7 +193,7 @@ class Decoder:
                 self.notes["fragments that the snapshot length cut"] += 1
                 return None
             offset, more = (fragment & 0x1FFF) * 8, bool(fragment & 0x2000)
-            whole = self._reassembled(key, offset, piece, more)
+            whole = self._reassembled(key, at, offset, piece, more)
             if whole is None:
                 return None
             data, start, header, end = whole, 0, 0, len(whole)
@@ -211,7 +220,7 @@ class Decoder:
                     self.notes["fragments that the snapshot length cut"] += 1
                     return None
                 key = (source, destination, ident)
-                whole = self._reassembled(key, field & 0xFFF8, piece, bool(field & 1))
+                whole = self._reassembled(key, at, field & 0xFFF8, piece, bool(field & 1))
                 if whole is None:
                     return None
                 protocol, data, start, end = follows, whole, 0, len(whole)
@@ -222,32 +231,44 @@ class Decoder:
         )
 
     def _reassembled(
-        self, key: tuple[object, ...], offset: int, piece: bytes, more: bool
+        self, key: tuple[object, ...], at: float, offset: int, piece: bytes, more: bool
     ) -> bytes | None:
-        """The datagram's payload once all its fragments are there; the first come wins."""
+        """The datagram's payload once all its fragments are there.
+
+        Fragments that overlap make nothing: RFC 5722 section 4, and what stacks do with IPv4's.
+        """
         if offset + len(piece) > MAX_DATAGRAM:
             self.notes["fragments of more than 65,535 bytes"] += 1
             return None
         datagram = self._datagrams.get(key)
+        if datagram is not None and at - datagram.began > FRAGMENTS_WAIT:
+            self._give_up(key)
+            datagram = None
         if datagram is None:
             if len(self._datagrams) == MAX_DATAGRAMS:
-                del self._datagrams[next(iter(self._datagrams))]
-                self.notes["fragments whose other fragments did not come"] += 1
-            datagram = self._datagrams[key] = _Fragments({}, [])
-        datagram.pieces.setdefault(offset, piece)
-        if not more:
-            datagram.end.append(offset + len(piece))
-        if not datagram.end:
-            return None
-        whole = bytearray()
-        for begins, part in sorted(datagram.pieces.items()):
-            if begins > len(whole):
-                return None
-            whole += part[len(whole) - begins :]
-        if len(whole) < datagram.end[0]:
-            return None
+                self._give_up(next(iter(self._datagrams)))
+            datagram = self._datagrams[key] = _Fragments(at)
+        if offset not in datagram.pieces:
+            datagram.pieces[offset] = piece
+            datagram.held += len(piece)
+        if not more and datagram.end is None:
+            datagram.end = offset + len(piece)
+        if datagram.held > MAX_DATAGRAM or len(datagram.pieces) > MAX_PIECES:
+            self._give_up(key)
+        elif datagram.end is not None and datagram.held >= datagram.end:
+            whole = bytearray()
+            for begins, part in sorted(datagram.pieces.items()):
+                if begins == len(whole):
+                    whole += part
+            if len(whole) == datagram.held == datagram.end:
+                del self._datagrams[key]
+                return bytes(whole)
+            self._give_up(key)
+        return None
+
+    def _give_up(self, key: tuple[object, ...]) -> None:
         del self._datagrams[key]
-        return bytes(whole[: datagram.end[0]])
+        self.notes["fragments that do not make a datagram"] += 1
 
     # -- transport and tunnels ---------------------------------------------------------------
 
@@ -307,14 +328,16 @@ class Decoder:
             return None
         if depth >= MAX_LAYERS or not data:
             return None
+        size = _header_size(what, data)
+        if len(data) < size:
+            raise IndexError
         try:
-            header = layer(data[: _header_size(what, data)])
+            header = layer(data[:size])
+            kind = _BRIDGED if what == "VXLAN" else int(header.proto)
         except Exception:  # scapy raises what it likes at hostile bytes
             self.notes[f"{what} headers that scapy cannot read"] += 1
             return None
-        size = _header_size(what, data)
         inner, left = data[size:], length - size
-        kind = _BRIDGED if what == "VXLAN" else int(header.proto)
         if kind == _BRIDGED:
             return self._link(ETHERNET, at, inner, left, depth + 1)
         return self._link(IPV4, at, inner, left, depth + 1) if kind in _ETHERTYPES else None

@@ -17,6 +17,7 @@ opens or closes a connection (SYN, FIN, RST) is never ignored.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import struct
@@ -29,6 +30,8 @@ CHUNK = 1 << 18  # bytes read at a time
 MAX_BLOCK = 1 << 24  # bytes; Wireshark's own bound for a block
 MAX_INTERFACES = 1 << 16  # in a section
 MAX_SECRETS = 1 << 24  # bytes of key logs in all Decryption Secrets Blocks
+MAX_SECRETS_BLOCKS = 4_096
+MAX_TIME = 253_402_300_799.0  # seconds since the epoch: the last that a calendar has, year 9999
 MAX_COMMENT = 4_096  # bytes
 
 SECTION_HEADER, INTERFACE, OBSOLETE_PACKET, SIMPLE_PACKET = 0x0A0D0D0A, 1, 2, 3
@@ -118,6 +121,7 @@ class _Quick(NamedTuple):
     fragmented: int  # mask of the fragment field, in the file's byte order
 
 
+@functools.lru_cache(maxsize=64)
 def _quick(link: int, order: str, record: str) -> _Quick:
     """For a link type; ``record`` is the format of what stands before the packet."""
     shapes = _SHAPES.get(link, _SHAPES[ETHERNET])
@@ -169,6 +173,7 @@ class Reader:
         self.secrets: list[bytes] = []
         self.problems: list[str] = []
         self.packets = 0
+        self._secret_bytes = 0
         self.window = _Window(stream)
         self._begin()
 
@@ -179,7 +184,7 @@ class Reader:
             window = self.window = _Window(_Unzipped(window))
             head = self._need(0, 4)
         if not head:
-            raise NotACapture("it is empty: " + (window.failure or "not even a file header"))
+            raise NotACapture(window.failure or "it is empty: not even a file header")
         self.magic = head
         if head in _PCAP_MAGIC:
             if len(self._need(0, 24)) < 24:
@@ -388,7 +393,7 @@ class Reader:
             high, low, captured, length = rest[-4:]
             interface, start = interfaces[number], 20
             ticks = (high << 32 | low) + interface.offset * interface.ticks
-            when = ticks / interface.ticks
+            when = min(max(ticks / interface.ticks, 0.0), MAX_TIME)
         if captured > len(body) - start:
             raise IndexError
         data = body[start : start + captured]
@@ -405,11 +410,13 @@ class Reader:
         kind, length = struct.unpack_from(order + "II", body)
         if kind != TLS_KEY_LOG:
             return
-        if sum(map(len, self.secrets)) + length > MAX_SECRETS:
-            says = f"more than {MAX_SECRETS} bytes of secrets: the rest was not taken"
+        text = body[8 : 8 + length]
+        self._secret_bytes += len(text)
+        if self._secret_bytes > MAX_SECRETS or len(self.secrets) == MAX_SECRETS_BLOCKS:
+            says = "more secrets than are taken from one file: the rest was left out"
             self.problems.extend([says] if says not in self.problems else [])
             return
-        self.secrets.append(body[8 : 8 + length])
+        self.secrets.append(text)
 
 
 def _interface(order: str, body: bytes) -> Interface:
@@ -485,7 +492,8 @@ class _Unzipped:
 
     def readinto(self, room: memoryview) -> int:
         try:
-            return self.file.readinto(room)
+            # one piece at a time: what was unpacked before the damage must not be lost with it
+            return self.file.readinto1(room)
         except EOFError:
             self.failure = "the gzip file is cut off: everything before that was read"
         except (OSError, zlib.error) as problem:

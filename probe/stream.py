@@ -53,7 +53,9 @@ POSTGRESQL_PORT = 5432
 
 MAX_FLOWS = 65_536  # connections followed at a time
 MAX_LEFT_OUT = 131_072  # connections remembered as not wanted
-MAX_HELD = 1 << 27  # bytes of all connections that are followed
+MAX_HELD = 1 << 27  # bytes of all connections that are followed, with what these cost:
+FLOW_COST, EVENT_COST, SEGMENT_COST = 2_048, 256, 512  # bytes beside the payload
+MAX_CLOSING = 65_536  # closed connections that wait for stragglers
 MAX_SAID = 65_536  # bytes that are kept of a side
 MAX_DELIVERIES = 4_096  # segments with data, of both sides
 MAX_EVENTS = 16_384  # of a connection
@@ -146,6 +148,8 @@ class Streams:
         before = flow.size
         flow.take(segment, sender)
         self._held += flow.size - before
+        if self._held > MAX_HELD:
+            self._make_room()
         if flow.kept and not flow.closed:
             return not flow.past
         return self._judged(flow)
@@ -185,7 +189,8 @@ class Streams:
         if not begins:
             flow.begin_in_the_middle()
         self._flows[client, server] = flow
-        if len(self._flows) > MAX_FLOWS or self._held > MAX_HELD:
+        self._held += flow.size
+        if len(self._flows) > MAX_FLOWS:
             self._make_room()
         return flow, sender
 
@@ -216,10 +221,14 @@ class Streams:
         if flow.closed and not flow.closing:
             flow.closing = True
             self._closing.append((self._now, flow))
+            if len(self._closing) > MAX_CLOSING:
+                self._end_closed()
         return not flow.past
 
     def _end(self, flow: _Flow) -> None:
+        before = flow.size
         flow.finish(self._now)
+        self._held += flow.size - before
         self._forget(flow)
         if flow.kept is None:  # the client said nothing, or not enough to tell
             flow.kept = flow.postgresql
@@ -237,9 +246,13 @@ class Streams:
 
     def _let_go(self) -> None:
         while self._closing and self._closing[0][0] < self._now - LINGER:
-            _, flow = self._closing.popleft()
-            if self._flows.get((flow.client.name, flow.server.name)) is flow:
-                self._end(flow)
+            self._end_closed()
+
+    def _end_closed(self) -> None:
+        """The one that closed first has waited long enough, unless it has ended otherwise."""
+        _, flow = self._closing.popleft()
+        if self._flows.get((flow.client.name, flow.server.name)) is flow:
+            self._end(flow)
 
     def _make_room(self) -> None:
         """The oldest must go: what it said is told, but a SYN alone is only counted."""
@@ -346,7 +359,7 @@ class _Side:
         self.next = 0  # everything before it was told
         self.acked = 0  # everything before it has arrived
         self.said = 0  # bytes of data that were told
-        self.pending: dict[int, tuple[bytes, int, bool, Segment]] | None = None
+        self.pending: dict[int, tuple[bytes, int, bool]] | None = None
         # of its last segments: begins, ends, at, IP identification
         self.recent: deque[tuple[int, int, float, int | None]] | None = None
         self.fin = self.reset = False
@@ -379,7 +392,7 @@ class _Flow:
         self.at = 0.0  # of the last event: they are in order
         self.events: list[Event] = []
         self.packets = 0
-        self.size = 0  # bytes held
+        self.size = FLOW_COST  # bytes held
         self.head = bytearray()  # the client's first bytes, until it is judged
         self.kept: bool | None = None
         self.postgresql = False  # to one of its ports
@@ -424,11 +437,14 @@ class _Flow:
         if len(self.events) < MAX_EVENTS:
             if at - self.started > self.at:
                 self.at = at - self.started
+            self.size += EVENT_COST
             self.events.append(_tuple(Event, (self.at, fact)))
 
     # -- segments ----------------------------------------------------------------------------
 
     def take(self, segment: Segment, sender: Party) -> None:
+        if self.past and not segment.flags & (SYN | FIN | RST):
+            return  # some of what is not wanted comes all the same
         self.packets += 1
         if sender is Party.CLIENT:
             side, other = self.client, self.server
@@ -439,7 +455,7 @@ class _Flow:
             side.packets += 1
             if side.ttl != ttl:
                 side.ttl = ttl if side.ttl is None else -1
-            if self.agreed and flags & ~PSH == ACK and not self.waiting and not self.past:
+            if self.agreed and flags & ~PSH == ACK and not self.waiting:
                 # nearly all segments are this: in order, and acknowledging what was told
                 assert side.base is not None and other.base is not None  # noqa: PT018
                 behind = (other.base + other.next - ack) & 0xFFFFFFFF
@@ -472,12 +488,12 @@ class _Flow:
             side.base = seq
         if self.waiting:
             if any(who is sender for _, who in self.waiting) or self._ahead(segment, other):
-                self.waiting.append((segment, sender))
+                self._hold(segment, sender)
             else:
                 self._deliver(segment, side, other)
             self._release(at)
         elif self._ahead(segment, other):
-            self.waiting = [(segment, sender)]
+            self._hold(segment, sender)
         else:
             self._deliver(segment, side, other)
 
@@ -538,6 +554,11 @@ class _Flow:
             return False
         return 0 < other.offset(segment.ack) - other.next < MAX_GAP
 
+    def _hold(self, segment: Segment, sender: Party) -> None:
+        """It waits for what it acknowledges."""
+        self.size += SEGMENT_COST + len(segment.payload)
+        self.waiting = [*(self.waiting or ()), (segment, sender)]
+
     def _release(self, now: float | None) -> None:
         """Let those go on that have waited long enough, or, at the end (None), all."""
         while self.waiting:
@@ -549,6 +570,7 @@ class _Flow:
                     return
                 self._skip(other, other.offset(segment.ack), segment.at)
             del self.waiting[0]
+            self.size -= SEGMENT_COST + len(segment.payload)
             self._deliver(segment, side, other)
         self.waiting = None
 
@@ -597,8 +619,8 @@ class _Flow:
         if begins in side.pending or begins - side.next > MAX_GAP:
             return
         fin = bool(segment.flags & FIN)
-        side.pending[begins] = (segment.payload, segment.cut, fin, segment)
-        self.size += len(segment.payload)
+        side.pending[begins] = (segment.payload, segment.cut, fin)
+        self.size += SEGMENT_COST + len(segment.payload)
         held = sum(len(payload) for payload, *_ in side.pending.values())
         if held > MAX_PENDING or len(side.pending) > MAX_PENDING_SEGMENTS:
             self._skip(side, min(side.pending), segment.at)
@@ -608,8 +630,8 @@ class _Flow:
             begins = min(side.pending)
             if begins > side.next:
                 return
-            payload, cut, fin, _ = side.pending.pop(begins)
-            self.size -= len(payload)
+            payload, cut, fin = side.pending.pop(begins)
+            self.size -= SEGMENT_COST + len(payload)
             self._say(side, at, begins, payload, cut, fin)
 
     def _say(

@@ -21,6 +21,7 @@ from probe.stream import Conversation, Streams
 from probe.transcript import Asked, Transcript
 
 MAX_IGNORED = 131_072  # directions of connections whose bulk is skipped unread
+MAX_NOTES = 20  # kinds of packets that could not be read
 
 # What a recording of pgprobe's own writes beside the first packet of a connection.
 _COMMENT = re.compile(r"pgprobe attempt (?P<name>.+?)(?:\s+asked=(?P<asked>\w+))?")
@@ -102,7 +103,7 @@ def _read(stream: BinaryIO, name: str, ports: Collection[int] | None, everything
                     ignored.discard(mirrored(key))
         streams.finish()
     connections.sort()
-    notes = [f"{count} packets: {says}" for says, count in decoder.notes.items()]
+    notes = [f"{count} packets: {says}" for says, count in decoder.notes.most_common(MAX_NOTES)]
     notes += [f"{count} {says}" for says, count in streams.notes.items()]
     return Capture(
         file=name,
