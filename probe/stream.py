@@ -196,12 +196,13 @@ class Streams:
 
     def _who(self, segment: Segment) -> Party:
         """Who sent a segment of a connection whose beginning was not captured."""
-        if _judge(segment.payload, postgresql=True):
+        said = segment.payload
+        if said[:2] == b"\x16\x03" and said[5:6] in (b"\1", b"\2"):  # a Client- or ServerHello
+            return Party.CLIENT if said[5] == hello.CLIENT_HELLO else Party.SERVER
+        if _judge(said, postgresql=False):
             return Party.CLIENT
-        if segment.payload[:2] == b"\x16\x03" and segment.payload[5:6] == b"\x02":
-            return Party.SERVER  # a ServerHello
         source, destination = _port(segment.source), _port(segment.destination)
-        if source in self._postgresql or destination in self._postgresql:
+        if (source in self._postgresql) is not (destination in self._postgresql):
             return Party.CLIENT if destination in self._postgresql else Party.SERVER
         return Party.CLIENT if int(source) > int(destination) else Party.SERVER
 
@@ -614,13 +615,20 @@ class _Flow:
 
     def _wait(self, segment: Segment, side: _Side, begins: int) -> None:
         """Out of order: it waits for what stands before it."""
+        if begins - side.next > MAX_GAP:
+            return
         if side.pending is None:
             side.pending = {}
-        if begins in side.pending or begins - side.next > MAX_GAP:
-            return
         fin = bool(segment.flags & FIN)
-        side.pending[begins] = (segment.payload, segment.cut, fin)
-        self.size += SEGMENT_COST + len(segment.payload)
+        size = len(segment.payload) + segment.cut
+        self.size += SEGMENT_COST if begins not in side.pending else 0
+        # what came first counts, and what a longer one has behind it
+        first, lacks, ended = side.pending.get(begins, (b"", 0, False))
+        known = len(first) + lacks
+        text = first + segment.payload[len(first) :]
+        fin = ended if known > size else fin or (ended and known == size)
+        side.pending[begins] = (text, max(known, size) - len(text), fin)
+        self.size += len(text) - len(first)
         held = sum(len(payload) for payload, *_ in side.pending.values())
         if held > MAX_PENDING or len(side.pending) > MAX_PENDING_SEGMENTS:
             self._skip(side, min(side.pending), segment.at)
@@ -665,7 +673,7 @@ class _Flow:
             if self.kept is None:
                 self.head += data
             self.session_records += data[:2] == b"\x17\x03"
-            self.queries += data[:1] in (b"Q", b"P", b"B", b"X")
+            self.queries += data[0] in b"QPBX" and data[1:2] == b"\0" and len(data) >= 5
         self.past = (
             side.said >= MAX_SAID
             or self.session_records >= SESSION_RECORDS

@@ -54,7 +54,7 @@ def udp(port: int, payload: bytes) -> bytes:
     return struct.pack("!HHHH", 50_000, port, 8 + len(payload), 0) + payload
 
 
-# --- link layers -----------------------------------------------------------------------------
+# --- link layers ------------------------------------------------------------------------------
 
 
 def null(family: int, order: str = "<") -> bytes:
@@ -109,7 +109,7 @@ def test_every_link_layer(link: int, head4: bytes, head6: bytes) -> None:
         (SLL2, sll2(0x0806) + V4),
         (NULL, null(7) + V4),
         (RAW, b"\x50" + V4[1:]),
-        (ETHERNET, ethernet(ipv4("192.0.2.1", "192.0.2.2", udp(53, b"x")))),
+        (ETHERNET, ethernet(ipv4("192.0.2.1", "192.0.2.2", udp(53, b"x"), protocol=17))),
         (ETHERNET, ethernet(ipv4("192.0.2.1", "192.0.2.2", bytes(8), protocol=1))),
     ],
 )
@@ -119,7 +119,7 @@ def test_what_is_no_tcp_is_no_segment_and_no_problem(link: int, data: bytes) -> 
     assert not decoder.notes
 
 
-# --- IP ----------------------------------------------------------------------------------------
+# --- IP ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("words", range(1, 11))
@@ -184,7 +184,7 @@ def test_extension_headers_without_end_are_given_up() -> None:
     assert decode(ethernet(data, 0x86DD)) is None
 
 
-# --- truncated -----------------------------------------------------------------------------------
+# --- truncated --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tcp_bytes", [TCP, OPTIONED])
@@ -223,7 +223,7 @@ def test_headers_that_lie_about_their_length_are_counted(bad: bytes) -> None:
     assert decoder.notes == {"too short for their headers": 1}
 
 
-# --- fragments -----------------------------------------------------------------------------------
+# --- fragments --------------------------------------------------------------------------------
 
 
 def fragments4(payload: bytes, size: int, ident: int = 77) -> list[bytes]:
@@ -337,7 +337,7 @@ def test_overlapping_fragments_without_end_are_bounded() -> None:
     assert decoder.notes["fragments that do not make a datagram"] > 80
 
 
-# --- tunnels ---------------------------------------------------------------------------------------
+# --- tunnels ----------------------------------------------------------------------------------
 
 INNER4, INNER6 = ethernet(V4), ethernet(V6, 0x86DD)
 
@@ -460,7 +460,7 @@ def test_a_link_type_that_nobody_knows_is_counted() -> None:
     assert decoder.notes == {"of link type 65000, which nobody here knows": 1}
 
 
-# --- whatever comes -----------------------------------------------------------------------------
+# --- whatever comes ---------------------------------------------------------------------------
 
 LINKS = [ETHERNET, SLL, SLL2, NULL, LOOP, RAW, IPV4, IPV6, 9, 105, 127, 65_000]
 

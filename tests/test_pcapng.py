@@ -71,7 +71,7 @@ def frames(packets: list[Packet]) -> list[Frame]:
     return [Frame(round(packet.at, 6), packet.data, packet.length) for packet in packets]
 
 
-# --- pcap ------------------------------------------------------------------------------------
+# --- pcap -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -107,7 +107,7 @@ def test_a_pcap_file_without_packets_has_none() -> None:
     assert read(pcap([])) == ([], [])
 
 
-# --- pcapng ----------------------------------------------------------------------------------
+# --- pcapng -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -256,7 +256,7 @@ def test_blocks_of_other_kinds_are_stepped_over(kind: int) -> None:
     assert not problems
 
 
-# --- what is no capture, and what is cut off or damaged -------------------------------------------
+# --- what is no capture, and what is cut off or damaged ---------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -413,12 +413,12 @@ def test_noise_behind_a_beginning_gives_no_more_than_it_holds(head: bytes, tail:
 @given(st.binary(max_size=64))
 def test_random_bytes_are_no_capture_or_an_empty_one(data: bytes) -> None:
     try:
-        read(data)
-    except NotACapture as problem:
-        assert str(problem)
+        assert not read(data)[0]
+    except NotACapture:
+        return
 
 
-# --- a stream in pieces -----------------------------------------------------------------------------
+# --- a stream in pieces -----------------------------------------------------------------------
 
 
 class Dribble(io.RawIOBase):
@@ -486,12 +486,12 @@ def test_a_packet_larger_than_a_chunk_is_whole() -> None:
     assert frames(packets) == [FRAMES[0], large, FRAMES[1]]
 
 
-# --- packets of connections that nobody wants to hear more of ----------------------------------------
+# --- packets of connections that nobody wants to hear more of ---------------------------------
 
 SEGMENT = tcp(40_000, 5_432, 7, 8, ACK, b"bulk" * 10)
 V4, V6 = ipv4("192.0.2.1", "192.0.2.2", SEGMENT), ipv6("2001:db8::1", "2001:db8::2", SEGMENT)
 
-LINKS = {
+LINKS: dict[int, Callable[[bytes, int], bytes]] = {
     ETHERNET: lambda ip, kind: ethernet(ip, kind),
     SLL: lambda ip, kind: bytes(14) + struct.pack("!H", kind) + ip,
     SLL2: lambda ip, kind: struct.pack("!H", kind) + bytes(18) + ip,
