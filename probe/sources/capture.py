@@ -21,6 +21,7 @@ from probe.stream import Conversation, Streams
 from probe.transcript import Asked, Transcript
 
 MAX_IGNORED = 131_072  # directions of connections whose bulk is skipped unread
+MAX_CONNECTIONS = 131_072  # of one capture that are kept
 MAX_NOTES = 20  # kinds of packets that could not be read
 
 # What a recording of pgprobe's own writes beside the first packet of a connection.
@@ -105,6 +106,11 @@ def _read(stream: BinaryIO, name: str, ports: Collection[int] | None, everything
     connections.sort()
     notes = [f"{count} packets: {says}" for says, count in decoder.notes.most_common(MAX_NOTES)]
     notes += [f"{count} {says}" for says, count in streams.notes.items()]
+    if connections.left_out:
+        notes.append(
+            f"more than {MAX_CONNECTIONS} connections: {connections.left_out} were left out; "
+            "--port, or a part of the file, has fewer"
+        )
     return Capture(
         file=name,
         connections=connections,
@@ -123,10 +129,14 @@ class Connections(Sequence[Captured]):
 
     def __init__(self, file: str) -> None:
         self._file = file
+        self.left_out = 0
         self._packed: list[tuple[int, bytes]] = []
 
     def add(self, conversation: Conversation) -> None:
-        """Take one more; :meth:`sort` when all are there."""
+        """Take one more, if there is room; :meth:`sort` when all are there."""
+        if len(self._packed) == MAX_CONNECTIONS:
+            self.left_out += 1
+            return
         packed = pickle.dumps(conversation, pickle.HIGHEST_PROTOCOL)
         self._packed.append((conversation.first_packet, packed))
 
