@@ -377,6 +377,9 @@ class _Observer:
             unseen = self.seen.opening is Opening.NOT_CAPTURED and opening is not Opening.STARTUP
             if self.seen.opening is Opening.NOTHING or unseen:
                 self.seen.opening = opening
+            if unseen:  # what was not captured stood before, and was none of this
+                self.lost.discard(Party.SERVER)
+                self.missing.clear()
         self._set(layer, phase)
 
     def _set(self, layer: Layer, phase: Phase) -> None:
@@ -421,7 +424,8 @@ class _Observer:
 
     def _unasked(self, data: bytes, layer: Layer) -> int:
         """The server speaks before any request: some other protocol's greeting."""
-        self._foreign(data, layer)
+        if self.seen.opening is not Opening.NOT_CAPTURED:  # else it may be an answer
+            self._foreign(data, layer)
         return len(data)
 
     def _glued(self, data: bytes, layer: Layer) -> int:
@@ -799,6 +803,9 @@ class _Observer:
         """It may have been answered, or closed, where the capture does not show it."""
         waited = self.seen.gave_up_after is not None or self.seen.left_after is not None
         sealed = bool(self.sealed) and not self.opened
+        # what the server says again and again, the client has not got, whatever it is
+        if len(self.seen.flight_resent) > 1 and Party.CLIENT not in self.sealed:
+            sealed = False
         return Party.SERVER in self.lost or (sealed and not waited)
 
     def _ending_text(self) -> str:

@@ -74,9 +74,9 @@ def served(
 
 
 def hangs(talk: Talk, seconds: float = 30.0) -> list[Frame]:
-    """Its frames, and a capture that goes on for so long."""
-    other = served("other.example.com", "198.51.100.7", 50_000, talk.at - Talk().at + seconds)
-    return [*talk.frames, *other.frames]
+    """Its frames, and a capture that goes on for so long, at another server."""
+    other = Talk("198.51.100.7", "192.0.2.77", at=talk.at + seconds)
+    return [*talk.frames, *other.open().say("client", SSL_REQUEST).say("server", b"S").frames]
 
 
 def write(place: Path, *talks: Talk | list[Frame], name: str = "some.pcap") -> str:

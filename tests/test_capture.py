@@ -134,7 +134,7 @@ def test_more_connections_than_are_kept_are_counted(monkeypatch: pytest.MonkeyPa
     )
 
 
-# --- what a recording of pgprobe's own says beside the packets ---------------------------------
+# --- what a recording of pgprobe's own says beside the packets --------------------------------
 
 
 def commented(text: str) -> Capture:
@@ -159,7 +159,7 @@ def test_a_recording_names_its_attempts(text: str, attempt: str, asked: Asked | 
     assert (row.transcript.attempt, row.transcript.asked) == (attempt, asked)
 
 
-# --- what cannot be read ---------------------------------------------------------------------------
+# --- what cannot be read ----------------------------------------------------------------------
 
 
 def test_problems_of_file_packets_and_streams_are_told_together() -> None:
