@@ -25,7 +25,7 @@ below; what they cost is counted in :attr:`Streams.notes`.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
@@ -112,8 +112,9 @@ class Streams:
         self._only = frozenset(map(str, ports)) if ports else None
         self._postgresql = self._only or frozenset([str(POSTGRESQL_PORT)])
         self._everything = everything
-        self._flows: dict[tuple[str, str], _Flow] = {}
-        self._left_out: dict[tuple[str, str], None] = {}
+        # the oldest first: a plain dict would search for it among what was deleted
+        self._flows: OrderedDict[tuple[str, str], _Flow] = OrderedDict()
+        self._left_out: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._closing: deque[tuple[float, _Flow]] = deque()
         self._held = 0
         self._now = 0.0
@@ -243,7 +244,7 @@ class Streams:
             self._held -= flow.size
             self._left_out[name] = None
             if len(self._left_out) > MAX_LEFT_OUT:
-                del self._left_out[next(iter(self._left_out))]
+                self._left_out.popitem(last=False)
 
     def _let_go(self) -> None:
         while self._closing and self._closing[0][0] < self._now - LINGER:

@@ -124,13 +124,16 @@ def test_ports_and_everything_choose() -> None:
     assert len(read(frames, everything=True).connections) == 3
 
 
-def test_more_connections_than_are_kept_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "MAX_CONNECTIONS", 2)
+@pytest.mark.parametrize(("cap", "most"), [("MAX_CONNECTIONS", 2), ("MAX_KEPT", 1_100)])
+def test_more_connections_than_are_kept_are_counted(
+    monkeypatch: pytest.MonkeyPatch, cap: str, most: int
+) -> None:
+    monkeypatch.setattr(capture, cap, most)
     frames = [f for n in range(5) for f in asks(port=1_000 + n, at=n).close().frames]
     found = read(frames)
     assert [row.client for row in found.connections] == ["192.0.2.1:1000", "192.0.2.1:1001"]
     assert found.problems == (
-        "more than 2 connections: 3 were left out; --port, or a part of the file, has fewer",
+        "more connections than are kept: 3 were left out; --port, or a part of the file, has fewer",
     )
 
 

@@ -22,6 +22,7 @@ from probe.transcript import Asked, Transcript
 
 MAX_IGNORED = 131_072  # directions of connections whose bulk is skipped unread
 MAX_CONNECTIONS = 131_072  # of one capture that are kept
+MAX_KEPT = 1 << 28  # bytes of them
 MAX_NOTES = 20  # kinds of packets that could not be read
 
 # What a recording of pgprobe's own writes beside the first packet of a connection.
@@ -108,8 +109,8 @@ def _read(stream: BinaryIO, name: str, ports: Collection[int] | None, everything
     notes += [f"{count} {says}" for says, count in streams.notes.items()]
     if connections.left_out:
         notes.append(
-            f"more than {MAX_CONNECTIONS} connections: {connections.left_out} were left out; "
-            "--port, or a part of the file, has fewer"
+            f"more connections than are kept: {connections.left_out} were left out; --port, or "
+            "a part of the file, has fewer"
         )
     return Capture(
         file=name,
@@ -129,15 +130,16 @@ class Connections(Sequence[Captured]):
 
     def __init__(self, file: str) -> None:
         self._file = file
-        self.left_out = 0
+        self.left_out = self._kept = 0
         self._packed: list[tuple[int, bytes]] = []
 
     def add(self, conversation: Conversation) -> None:
         """Take one more, if there is room; :meth:`sort` when all are there."""
-        if len(self._packed) == MAX_CONNECTIONS:
+        packed = pickle.dumps(conversation, pickle.HIGHEST_PROTOCOL)
+        if len(self._packed) == MAX_CONNECTIONS or self._kept + len(packed) > MAX_KEPT:
             self.left_out += 1
             return
-        packed = pickle.dumps(conversation, pickle.HIGHEST_PROTOCOL)
+        self._kept += len(packed)
         self._packed.append((conversation.first_packet, packed))
 
     def sort(self) -> None:
