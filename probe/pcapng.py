@@ -117,7 +117,8 @@ class _Quick(NamedTuple):
     v4: Callable[[bytearray, int], tuple[Any, ...]]
     v6: Callable[[bytearray, int], tuple[Any, ...]]
     look: int
-    kinds: tuple[bytes, bytes]
+    kind4: int | bytes  # what says that IPv4 follows, in the file's byte order; nothing does: b""
+    kind6: int | bytes
     fragmented: int  # mask of the fragment field, in the file's byte order
 
 
@@ -129,12 +130,14 @@ def _quick(link: int, order: str, record: str) -> _Quick:
     for shape in shapes:
         size = len(shape.kind)
         gap = shape.ip_at - shape.kind_at - size
-        begin.append(f"{order}{record}{shape.kind_at}x{size}s{gap}x")
+        begin.append(f"{order}{record}{shape.kind_at}x{'H' if size else '0s'}{gap}x")
     v4, v6 = Struct(begin[0] + "B5xH1xB2x12s9xB"), Struct(begin[1] + "B5xB1x36s9xB")
-    # an unknown link type has no kind at all: nothing is quick
-    kinds = (shapes[0].kind, shapes[1].kind) if link in _SHAPES else (b"-", b"-")
+    # a number is compared faster than bytes; an unknown link type has none: nothing is quick
+    code = Struct(order + "H").unpack
+    kinds = [code(shape.kind)[0] if shape.kind else b"" for shape in shapes]
+    kinds = kinds if link in _SHAPES else [-1, -1]
     mask = 0xFF3F if order == "<" else 0x3FFF
-    return _Quick(v4.unpack_from, v6.unpack_from, v6.size, kinds, mask)
+    return _Quick(v4.unpack_from, v6.unpack_from, v6.size, kinds[0], kinds[1], mask)
 
 
 def key_of(link: int, data: bytes) -> bytes | None:
@@ -224,12 +227,12 @@ class Reader:
     def _pcap(self, ignored: set[bytes]) -> Iterator[Packet]:
         window, link, ticks = self.window, self.link, self.ticks
         header = Struct(self.order + "IIII").unpack_from
-        v4, v6, look, (kind4, kind6), fragmented = _quick(link, self.order, "8xI4x")
+        v4, v6, look, kind4, kind6, fragmented = _quick(link, self.order, "8xI4x")
         least = look - 36  # bytes of a packet that v4 needs; v6 needs 20 more
-        buffer, size, at, number = window.buffer, window.size, 24, 0
+        buffer, size, at, number, begins = window.buffer, window.size, 24, 0, 24
         while True:
-            known = None
-            if size - at >= look:  # this is what runs for almost every packet
+            known, upto = None, size - look
+            while at <= upto:  # this is what runs for almost every packet
                 captured, kind, first, fragment, protocol, key, flags = v4(buffer, at)
                 if (
                     first == 0x45
@@ -238,19 +241,25 @@ class Reader:
                     and not fragment & fragmented
                     and captured >= least
                 ):
-                    known = key
-                    if key in ignored and not flags & 7 and at + 16 + captured <= size:
+                    if key in ignored and not flags & 7:
+                        begins = at
                         at += 16 + captured
                         number += 1
                         continue
+                    known = key
                 elif first & 0xF0 == 0x60:
                     captured, kind, _, protocol, key, flags = v6(buffer, at)
                     if protocol == 6 and kind == kind6 and captured >= least + 20:
-                        known = key
-                        if key in ignored and not flags & 7 and at + 16 + captured <= size:
+                        if key in ignored and not flags & 7:
+                            begins = at
                             at += 16 + captured
                             number += 1
                             continue
+                        known = key
+                break
+            if at > size:  # the last one is not all there
+                at = begins
+                number -= 1
             self.packets = number
             if size - at < 16:
                 at = window.slide(at, 16)
@@ -267,6 +276,8 @@ class Reader:
                 buffer, size = window.buffer, window.size
                 if size < end:
                     break
+                if size >= look:
+                    continue  # now that it is there, it may be one to leave out
             data = bytes(buffer[at + 16 : end])
             at = end
             number += 1
@@ -297,12 +308,13 @@ class Reader:
         window = self.window
         interfaces: list[Interface] = []
         order, last = "<", 0.0
-        v4, v6, look, (kind4, kind6), fragmented = _quick(-1, order, _ENHANCED_HEAD)
+        v4, v6, look, kind4, kind6, fragmented = _quick(-1, order, _ENHANCED_HEAD)
         same: set[int] = set()  # interfaces of the link type that is quick now
         least = look - 20  # bytes of a block that v4 needs
-        buffer, size, at, number = window.buffer, window.size, 0, 0
+        buffer, size, at, number, begins = window.buffer, window.size, 0, 0, 0
         while True:
-            if size - at >= look:  # this is what runs for almost every packet
+            upto = size - look
+            while at <= upto:  # this is what runs for almost every packet
                 block, total, source, kind, first, fragment, protocol, key, flags = v4(buffer, at)
                 if (
                     key in ignored
@@ -313,9 +325,10 @@ class Reader:
                     and kind == kind4
                     and block == 6
                     and source in same
-                    and least <= total <= size - at
+                    and total >= least
                     and not total & 3
                 ):
+                    begins = at
                     at += total
                     number += 1
                     continue
@@ -328,12 +341,17 @@ class Reader:
                         and kind == kind6
                         and block == 6
                         and source in same
-                        and look <= total <= size - at
+                        and total >= look
                         and not total & 3
                     ):
+                        begins = at
                         at += total
                         number += 1
                         continue
+                break
+            if at > size:  # the last one is not all there
+                at = begins
+                number -= 1
             self.packets = number
             if size - at < 12:
                 at = window.slide(at, 12)
@@ -353,6 +371,8 @@ class Reader:
                 buffer, size = window.buffer, window.size
                 if size < total:
                     break
+                if size >= look:
+                    continue  # now that it is there, it may be one to leave out
             body = bytes(buffer[at + 8 : at + total - 4])
             at += total
             try:
@@ -363,7 +383,7 @@ class Reader:
                     if source not in same:
                         link = packet.link
                         same = {n for n, each in enumerate(interfaces) if each.link == link}
-                        v4, v6, look, (kind4, kind6), fragmented = _quick(
+                        v4, v6, look, kind4, kind6, fragmented = _quick(
                             link, order, _ENHANCED_HEAD
                         )
                         least = look - 20
