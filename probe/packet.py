@@ -81,10 +81,14 @@ class _Fragments:
 
 
 class Decoder:
-    """Reads packets; remembers only the fragments of datagrams that are not whole yet."""
+    """Reads packets; remembers only the fragments of datagrams that are not whole yet.
+
+    ``notes`` count what could not be read, ``fragments`` how many there were.
+    """
 
     def __init__(self) -> None:
         self.notes: Counter[str] = Counter()
+        self.fragments = 0
         self._datagrams: dict[tuple[object, ...], _Fragments] = {}
 
     def segment(self, link: int, at: float, data: bytes, length: int) -> Segment | None:
@@ -237,6 +241,7 @@ class Decoder:
 
         Fragments that overlap make nothing: RFC 5722 section 4, and what stacks do with IPv4's.
         """
+        self.fragments += 1
         if offset + len(piece) > MAX_DATAGRAM:
             self.notes["fragments of more than 65,535 bytes"] += 1
             return None

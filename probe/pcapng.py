@@ -42,15 +42,15 @@ OPT_COMMENT, IF_TSRESOL, IF_TSOFFSET = 1, 9, 14
 ETHERNET, NULL, RAW, LOOP, SLL, IPV4, IPV6, SLL2 = 1, 0, 101, 108, 113, 228, 229, 276
 RAW_TYPES = (RAW, 12, 14, IPV4, IPV6)  # 12 and 14: DLT_RAW of some systems, written by mistake
 
-_PCAP_MAGIC = {  # the first four bytes: byte order and ticks a second
+PCAP_MAGIC = {  # the first four bytes: byte order and ticks a second
     b"\xd4\xc3\xb2\xa1": ("<", 1_000_000),
     b"\xa1\xb2\xc3\xd4": (">", 1_000_000),
     b"\x4d\x3c\xb2\xa1": ("<", 1_000_000_000),
     b"\xa1\xb2\x3c\x4d": (">", 1_000_000_000),
 }
 _ENHANCED_HEAD = "III16x"  # block type, its length, interface; then times and lengths
-_PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
-_ORDER_MAGIC = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
+PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
+ORDER_MAGIC = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -169,13 +169,16 @@ class Reader:
     """The packets of one capture, and what was found beside them.
 
     ``secrets`` are the texts of the Decryption Secrets Blocks, ``packets`` how many there were,
-    ``problems`` what could not be read. Raises :class:`NotACapture` at once.
+    ``problems`` what could not be read. ``position`` is where the packet given last begins in
+    the stream, ``ended`` the time of the file's last packet; ``context`` counts the blocks that
+    say how others are to be read. Raises :class:`NotACapture` at once.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self.secrets: list[bytes] = []
         self.problems: list[str] = []
-        self.packets = 0
+        self.packets = self.position = self.context = 0
+        self.ended = 0.0
         self._secret_bytes = 0
         self.window = _Window(stream)
         self._begin()
@@ -189,16 +192,16 @@ class Reader:
         if not head:
             raise NotACapture(window.failure or "it is empty: not even a file header")
         self.magic = head
-        if head in _PCAP_MAGIC:
+        if head in PCAP_MAGIC:
             if len(self._need(0, 24)) < 24:
                 raise NotACapture("it is a pcap file that ends within its header")
-            self.order, self.ticks = _PCAP_MAGIC[head]
+            self.order, self.ticks = PCAP_MAGIC[head]
             # the link type shares its word with the length of a frame check sequence
             (word,) = struct.unpack_from(self.order + "I", window.buffer, 20)
             self.link = word & 0xFFFF
-        elif head == _PCAPNG_MAGIC:
+        elif head == PCAPNG_MAGIC:
             start = self._need(0, 12)
-            if len(start) < 12 or start[8:12] not in _ORDER_MAGIC:
+            if len(start) < 12 or start[8:12] not in ORDER_MAGIC:
                 raise NotACapture("it begins as a pcapng file and has no byte order")
         else:
             raise NotACapture(f"it is neither pcap nor pcapng: it begins with {head.hex(' ')}")
@@ -217,7 +220,7 @@ class Reader:
         that is cheap: some come all the same.
         """
         ignored = set() if ignored is None else ignored
-        found = self._pcap(ignored) if self.magic in _PCAP_MAGIC else self._pcapng(ignored)
+        found = self._pcap(ignored) if self.magic in PCAP_MAGIC else self._pcapng(ignored)
         yield from found
         if self.window.failure:
             self.problems.append(self.window.failure)
@@ -229,9 +232,9 @@ class Reader:
         header = Struct(self.order + "IIII").unpack_from
         v4, v6, look, kind4, kind6, fragmented = _quick(link, self.order, "8xI4x")
         least = look - 36  # bytes of a packet that v4 needs; v6 needs 20 more
-        buffer, size, at, number, begins = window.buffer, window.size, 24, 0, 24
+        buffer, size, at, number = window.buffer, window.size, 24, 0
         while True:
-            known, upto = None, size - look
+            known, begins, upto = None, at, size - look
             while at <= upto:  # this is what runs for almost every packet
                 captured, kind, first, fragment, protocol, key, flags = v4(buffer, at)
                 if (
@@ -260,6 +263,9 @@ class Reader:
             if at > size:  # the last one is not all there
                 at = begins
                 number -= 1
+            elif begins < at:  # of those left out
+                seconds, fraction, _, _ = header(buffer, begins)
+                self.ended = seconds + fraction / ticks
             self.packets = number
             if size - at < 16:
                 at = window.slide(at, 16)
@@ -279,13 +285,14 @@ class Reader:
                 if size >= look:
                     continue  # now that it is there, it may be one to leave out
             data = bytes(buffer[at + 16 : end])
+            self.position = window.start + at
             at = end
             number += 1
             self.packets = number
             if length < captured:
                 length = captured
             known = known or key_of(link, data)
-            when = seconds + fraction / ticks
+            self.ended = when = seconds + fraction / ticks
             yield _tuple(Packet, (number, when, link, data, length, "", known))
         self._ended(size - at)
 
@@ -311,9 +318,9 @@ class Reader:
         v4, v6, look, kind4, kind6, fragmented = _quick(-1, order, _ENHANCED_HEAD)
         same: set[int] = set()  # interfaces of the link type that is quick now
         least = look - 20  # bytes of a block that v4 needs
-        buffer, size, at, number, begins = window.buffer, window.size, 0, 0, 0
+        buffer, size, at, number = window.buffer, window.size, 0, 0
         while True:
-            upto = size - look
+            begins, upto = at, size - look
             while at <= upto:  # this is what runs for almost every packet
                 block, total, source, kind, first, fragment, protocol, key, flags = v4(buffer, at)
                 if (
@@ -352,17 +359,19 @@ class Reader:
             if at > size:  # the last one is not all there
                 at = begins
                 number -= 1
+            elif begins < at:  # of those left out
+                self.ended = _time(struct.unpack_from(order + "8xIII", buffer, begins), interfaces)
             self.packets = number
             if size - at < 12:
                 at = window.slide(at, 12)
                 buffer, size = window.buffer, window.size
                 if size < 12:
                     break
-            if buffer[at : at + 4] == _PCAPNG_MAGIC:
+            if buffer[at : at + 4] == PCAPNG_MAGIC:
                 magic = bytes(buffer[at + 8 : at + 12])
-                if magic not in _ORDER_MAGIC:
+                if magic not in ORDER_MAGIC:
                     return self._damaged("follows on a section without a byte order")
-                order, interfaces, same = _ORDER_MAGIC[magic], [], set()
+                order, interfaces, same = ORDER_MAGIC[magic], [], set()
             block, total = struct.unpack_from(order + "II", buffer, at)
             if total < 12 or total % 4 or total > MAX_BLOCK:
                 return self._damaged(f"is in, or follows on, a block of {total} bytes, it says")
@@ -374,18 +383,19 @@ class Reader:
                 if size >= look:
                     continue  # now that it is there, it may be one to leave out
             body = bytes(buffer[at + 8 : at + total - 4])
+            self.position = window.start + at
             at += total
+            if block in (SECTION_HEADER, INTERFACE, SIMPLE_PACKET, DECRYPTION_SECRETS):
+                self.context += 1
             try:
                 if block in (ENHANCED_PACKET, SIMPLE_PACKET, OBSOLETE_PACKET):
                     packet, source = self._packet(order, block, body, interfaces, last)
-                    last = packet.at
+                    self.ended = last = packet.at
                     self.packets = number = number + 1
                     if source not in same:
                         link = packet.link
                         same = {n for n, each in enumerate(interfaces) if each.link == link}
-                        v4, v6, look, kind4, kind6, fragmented = _quick(
-                            link, order, _ENHANCED_HEAD
-                        )
+                        v4, v6, look, kind4, kind6, fragmented = _quick(link, order, _ENHANCED_HEAD)
                         least = look - 20
                     yield packet
                 elif block == INTERFACE:
@@ -412,8 +422,7 @@ class Reader:
             number, *rest = struct.unpack_from(order + layout, body)
             high, low, captured, length = rest[-4:]
             interface, start = interfaces[number], 20
-            ticks = (high << 32 | low) + interface.offset * interface.ticks
-            when = min(max(ticks / interface.ticks, 0.0), MAX_TIME)
+            when = _time((number, high, low), interfaces)
         if captured > len(body) - start:
             raise IndexError
         data = body[start : start + captured]
@@ -437,6 +446,14 @@ class Reader:
             self.problems.extend([says] if says not in self.problems else [])
             return
         self.secrets.append(text)
+
+
+def _time(stamp: tuple[int, ...], interfaces: list[Interface]) -> float:
+    """In seconds since the epoch, from an interface's number and the halves of a time stamp."""
+    number, high, low = stamp
+    interface = interfaces[number]
+    ticks = (high << 32 | low) + interface.offset * interface.ticks
+    return min(max(ticks / interface.ticks, 0.0), MAX_TIME)
 
 
 def _interface(order: str, body: bytes) -> Interface:

@@ -25,6 +25,7 @@ below; what they cost is counted in :attr:`Streams.notes`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple
@@ -66,6 +67,7 @@ MAX_WAITING = 16  # segments of a connection that wait for what they acknowledge
 WAIT_FOR_ACKED = 0.02  # seconds, likewise
 CAPTURED_TWICE = 0.002  # seconds; no stack retransmits that soon
 LINGER = 1.0  # seconds that a closed connection waits for stragglers
+DISORDER = 0.2  # seconds by which times may go back, as those of several queues do
 UNANSWERED = 1.0  # seconds; the least time after which any stack sends its SYN again (RFC 6298)
 SESSION_RECORDS = 12  # application data records of a client: it is past its login
 SESSION_QUERIES = 4  # messages in clear that only a session has
@@ -92,6 +94,22 @@ class Conversation(NamedTuple):
     comment: str = ""
 
 
+class State(NamedTuple):
+    """Where the connections of a part of a capture stand at its end.
+
+    ``orderly``: nothing had to make room, and times did not go back; ``earliest`` and ``now`` are
+    its first and last.
+    """
+
+    flows: tuple[_Flow, ...]
+    left_out: tuple[tuple[str, str], ...]
+    now: float
+    earliest: float
+    orderly: bool
+    most_flows: int
+    most_held: int
+
+
 class Streams:
     """All connections of a capture; each goes to ``give`` when it ends, or at :meth:`finish`.
 
@@ -116,27 +134,36 @@ class Streams:
         self._flows: OrderedDict[tuple[str, str], _Flow] = OrderedDict()
         self._left_out: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._closing: deque[tuple[float, _Flow]] = deque()
-        self._held = 0
-        self._now = 0.0
+        self.held = self.most_held = self.most_flows = 0
+        self.now, self.earliest = 0.0, math.inf
+        self.orderly = True  # times go back by no more than DISORDER
 
     def take(self, segment: Segment, number: int, comment: str = "") -> bool:
         """The next segment, which packet ``number`` holds; False: no more of its bulk is wanted.
 
         "Bulk" is whatever has neither SYN nor FIN nor RST set.
         """
-        if segment.at > self._now:
-            self._now = segment.at
-        if self._closing and self._closing[0][0] < self._now - LINGER:
+        at = segment.at
+        if at > self.now:
+            self.now = at
+        elif at < self.now - DISORDER:
+            self.orderly = False
+        if at < self.earliest:
+            self.earliest = at
+        if self._closing and self._closing[0][0] < self.now - LINGER - DISORDER:
             self._let_go()
         name = segment[1:3]
         sender: Party | None = Party.CLIENT
         flow = self._flows.get(name)
         if flow is None:
             flow, sender = self._flows.get(name[::-1]), Party.SERVER
+        if flow is not None and flow.closed_at is not None and at - flow.closed_at > LINGER:
+            self._end(flow, at)
+            flow = None
         opens = segment.flags & SYN
         if opens and not segment.flags & ACK:
             if flow is not None and (sender is Party.SERVER or flow.reused(segment)):
-                self._end(flow)
+                self._end(flow, at)
                 flow = None
             sender = Party.CLIENT
         if flow is None:
@@ -148,17 +175,68 @@ class Streams:
         assert sender is not None
         before = flow.size
         flow.take(segment, sender)
-        self._held += flow.size - before
-        if self._held > MAX_HELD:
-            self._make_room()
+        self.held += flow.size - before
+        if self.held > self.most_held:
+            self.most_held = min(self.held, MAX_HELD)
+            if self.held > MAX_HELD:
+                self._make_room()
         if flow.kept and not flow.closed:
             return not flow.past
-        return self._judged(flow)
+        return self._judged(flow, at)
 
-    def finish(self) -> None:
-        """The capture ends here."""
+    def finish(self, at: float | None = None) -> None:
+        """The capture ends here, at this time; None: with the last segment."""
         for flow in list(self._flows.values()):
-            self._end(flow)
+            self._end(flow, self.now if at is None else at)
+
+    # -- several parts of one capture --------------------------------------------------------
+
+    def wants(self, name: tuple[str, str]) -> bool:
+        """Whether :meth:`take` may do anything with bulk between these ends, in either order."""
+        back = name[::-1]
+        flow = self._flows.get(name) or self._flows.get(back)
+        if flow is not None:
+            return not flow.past
+        return name not in self._left_out and back not in self._left_out
+
+    def state(self) -> State:
+        """What a later part of the same capture goes on from."""
+        return State(
+            tuple(self._flows.values()),
+            tuple(self._left_out),
+            self.now,
+            self.earliest,
+            self.orderly and not self.notes and len(self._left_out) < MAX_LEFT_OUT,
+            self.most_flows,
+            self.most_held,
+        )
+
+    def knows(self, name: tuple[str, str], *, opens: bool) -> bool:
+        """Whether what was read before decides what the first segment between these ends does.
+
+        ``opens``: it has SYN set, which begins anew whatever was left out.
+        """
+        back = name[::-1]
+        if name in self._flows or back in self._flows:
+            return True
+        return not opens and (name in self._left_out or back in self._left_out)
+
+    def adopt(self, later: State, packets: int, without: Collection[tuple[str, str]]) -> None:
+        """Go on from what another read in the part behind ``packets``, ``without`` some names."""
+        for name in later.left_out:
+            if name not in without and name[::-1] not in without:
+                self._left_out[name] = None
+        for flow in later.flows:
+            name = flow.client.name, flow.server.name
+            if name not in without and name[::-1] not in without:
+                self._left_out.pop(name, None)
+                self._left_out.pop(name[::-1], None)
+                flow.first_packet += packets
+                self._flows[name] = flow
+                self.held += flow.size
+                if flow.closed_at is not None:
+                    self._closing.append((flow.closed_at, flow))
+        self.now = max(self.now, later.now)
 
     # -- the life of a flow ------------------------------------------------------------------
 
@@ -190,9 +268,11 @@ class Streams:
         if not begins:
             flow.begin_in_the_middle()
         self._flows[client, server] = flow
-        self._held += flow.size
-        if len(self._flows) > MAX_FLOWS:
-            self._make_room()
+        self.held += flow.size
+        if len(self._flows) > self.most_flows:
+            self.most_flows = min(len(self._flows), MAX_FLOWS)
+            if len(self._flows) > MAX_FLOWS:
+                self._make_room()
         return flow, sender
 
     def _who(self, segment: Segment) -> Party:
@@ -207,7 +287,7 @@ class Streams:
             return Party.CLIENT if destination in self._postgresql else Party.SERVER
         return Party.CLIENT if int(source) > int(destination) else Party.SERVER
 
-    def _judged(self, flow: _Flow) -> bool:
+    def _judged(self, flow: _Flow, at: float) -> bool:
         """Whether more of it is wanted; it ends here if it is not to be kept at all."""
         if flow.kept is None and flow.head:
             flow.kept = _judge(bytes(flow.head), flow.postgresql)
@@ -220,17 +300,17 @@ class Streams:
         if flow.kept is False:
             self._forget(flow)
             return False
-        if flow.closed and not flow.closing:
-            flow.closing = True
-            self._closing.append((self._now, flow))
+        if flow.closed and flow.closed_at is None:
+            flow.closed_at = at
+            self._closing.append((at, flow))
             if len(self._closing) > MAX_CLOSING:
                 self._end_closed()
         return not flow.past
 
-    def _end(self, flow: _Flow) -> None:
+    def _end(self, flow: _Flow, at: float) -> None:
         before = flow.size
-        flow.finish(self._now)
-        self._held += flow.size - before
+        flow.finish(at)
+        self.held += flow.size - before
         self._forget(flow)
         if flow.kept is None:  # the client said nothing, or not enough to tell
             flow.kept = flow.postgresql
@@ -241,30 +321,30 @@ class Streams:
         name = flow.client.name, flow.server.name
         if self._flows.get(name) is flow:
             del self._flows[name]
-            self._held -= flow.size
+            self.held -= flow.size
             self._left_out[name] = None
             if len(self._left_out) > MAX_LEFT_OUT:
                 self._left_out.popitem(last=False)
 
     def _let_go(self) -> None:
-        while self._closing and self._closing[0][0] < self._now - LINGER:
+        while self._closing and self._closing[0][0] < self.now - LINGER - DISORDER:
             self._end_closed()
 
     def _end_closed(self) -> None:
         """The one that closed first has waited long enough, unless it has ended otherwise."""
-        _, flow = self._closing.popleft()
+        at, flow = self._closing.popleft()
         if self._flows.get((flow.client.name, flow.server.name)) is flow:
-            self._end(flow)
+            self._end(flow, at)
 
     def _make_room(self) -> None:
         """The oldest must go: what it said is told, but a SYN alone is only counted."""
-        while self._flows and (len(self._flows) > MAX_FLOWS or self._held > MAX_HELD):
+        while self._flows and (len(self._flows) > MAX_FLOWS or self.held > MAX_HELD):
             flow = next(iter(self._flows.values()))
             if flow.events_beyond_syn:
                 self.notes[
                     "connections at the same time: the oldest were not read to their end"
                 ] += 1
-                self._end(flow)
+                self._end(flow, self.now)
             else:
                 self.notes["half-open connections were forgotten to make room for others"] += 1
                 self._forget(flow)
@@ -379,7 +459,7 @@ class _Flow:
     """A connection being put together."""
 
     __slots__ = (
-        "agreed", "at", "client", "closed", "closing", "comment", "connected", "deliveries",
+        "agreed", "at", "client", "closed", "closed_at", "comment", "connected", "deliveries",
         "events", "first_packet", "head", "holes", "kept", "last_syn", "packets", "past",
         "postgresql", "queries", "refused", "server", "session_records", "size", "started",
         "syns", "waiting",
@@ -402,7 +482,8 @@ class _Flow:
         self.past = False  # what follows is not read
         self.connected = self.refused = False
         self.agreed = False  # where both ends' bytes begin is known
-        self.closed = self.closing = False  # it has ended; it waits for stragglers
+        self.closed = False
+        self.closed_at: float | None = None  # it has ended then; it waits for stragglers
         self.syns, self.last_syn = 0, started
         self.deliveries = self.session_records = self.queries = 0
         self.waiting: list[tuple[Segment, Party]] | None = None

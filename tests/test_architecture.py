@@ -14,8 +14,8 @@ import probe
 
 ORDER = """
     wire transcript certificate handshake witness finding conninfo password target attempt
-    evidence binding path login tls identity schedule pcapng packet stream secrets cipher
-    decryption drivers sources observer rules clients verdict door diagnosis reading visit
+    evidence binding path login tls identity schedule pcapng packet stream gather split secrets
+    cipher decryption drivers sources observer rules clients verdict door diagnosis reading visit
     reports commands __main__
 """.split()
 
@@ -24,8 +24,8 @@ PRODUCTS = {
     *"diagnosis reading".split(),
 }
 MAKERS = {
-    *"drivers sources login tls identity schedule pcapng packet stream cipher".split(),
-    *"decryption visit".split(),
+    *"drivers sources login tls identity schedule pcapng packet stream gather split".split(),
+    *"cipher decryption visit".split(),
 }
 
 THIRD_PARTY = {  # and the only modules that may import it

@@ -701,10 +701,10 @@ def test_the_memory_of_connections_is_bounded_and_well_counted(
         segment = decoder.segment(ETHERNET, frame.at, frame.data, len(frame.data))
         assert segment
         streams.take(segment, 1)
-        assert streams._held == sum(flow.size for flow in streams._flows.values())
-        assert streams._held <= 400_000
+        assert streams.held == sum(flow.size for flow in streams._flows.values())
+        assert streams.held <= 400_000
     streams.finish()
-    assert streams._held == 0
+    assert streams.held == 0
     assert streams.notes
 
 
@@ -720,7 +720,7 @@ def test_a_stream_of_overlapping_segments_is_bounded(step: int) -> None:
         segment = decoder.segment(ETHERNET, frame.at, frame.data, len(frame.data))
         assert segment
         streams.take(segment, 1)
-        assert streams._held < 9_000_000
+        assert streams.held < 9_000_000
     streams.finish()
     assert len(told[0].events) <= stream.MAX_EVENTS
 
@@ -749,5 +749,5 @@ def test_any_segments_at_all_give_events_in_order(moves: list[tuple[Any, ...]]) 
     for each in conversations:
         times = [event.at for event in each.events]
         assert times == sorted(times)
-    assert streams._held == 0
+    assert streams.held == 0
     assert not streams._flows
