@@ -13,7 +13,8 @@ From top to bottom: ``wire`` (bytes and messages), ``transcript``, ``certificate
 ``witness`` (what was sent against what a witness says has arrived),
 ``finding``, ``conninfo`` and ``target`` (what is asked for), ``attempt`` (what to send),
 ``evidence`` (what rules are asked about), ``path`` (what stands between), ``tls``, ``schedule``
-(manners), ``drivers``, ``sources``, ``observer``, ``rules``, ``clients``, ``verdict``,
+(manners), ``pcapng``, ``packet``, ``stream``, ``gather`` and ``split`` (captures), ``drivers``,
+``sources``, ``observer``, ``rules``, ``clients``, ``verdict``,
 ``diagnosis``, ``reports``, ``commands``. The products (``observer`` and what judges) never import
 a maker of bytes (``tls``, ``schedule``, ``drivers``, ``sources``).
 

@@ -58,6 +58,8 @@ _SEALED_ALERT = 19  # bytes of an alert's record in TLS 1.3: 2, its type, the AE
 class Phase(Enum):
     """What is being waited for on the wire, or inside TLS."""
 
+    __hash__ = object.__hash__  # Enum's own is slow, and the table is looked up for every segment
+
     OPENING = auto()  # the client has said nothing yet
     SSL_ANSWER = auto()  # SSLRequest said, its one byte awaited
     GSS_ANSWER = auto()  # GSSENCRequest said, its one byte awaited
@@ -281,9 +283,8 @@ class _Observer:
             "startup": seen.startup is not None,
             "authentication": seen.authentication is not None or seen.error is not None,
         }
-        return tuple(
-            fact for fact in FACTS if fact in missing and fact in self._expected and not told[fact]
-        )
+        missing &= self._expected
+        return tuple(fact for fact in FACTS if fact in missing and not told[fact])
 
     @property
     def _expected(self) -> set[str]:
@@ -887,8 +888,8 @@ class _Steps:
             self.end(at, says, reached=False)
 
     def _clear(self) -> None:
-        self._passed = {party: bytearray() for party in Party}
-        self._lengths = dict.fromkeys(Party, 0)
+        self._passed = {Party.CLIENT: bytearray(), Party.SERVER: bytearray()}
+        self._lengths = {Party.CLIENT: 0, Party.SERVER: 0}
 
 
 def _error_text(error: messages.ErrorResponse) -> str:

@@ -55,7 +55,8 @@ class Segment(NamedTuple):
     """A TCP segment; addresses as "addr:port", IPv6 in brackets.
 
     ``at`` is in seconds since the epoch. ``cut`` is how many bytes of payload the packet had and
-    the capture does not. ``ip_id`` is None where there is none to go by (IPv6).
+    the capture does not. ``ip_id`` is None where there is none to go by (IPv6); ``whole``: its
+    sender forbade fragments (DF).
     """
 
     at: float
@@ -68,6 +69,7 @@ class Segment(NamedTuple):
     cut: int = 0
     ttl: int = 64
     ip_id: int | None = None
+    whole: bool = False
 
 
 class _Fragments:
@@ -110,7 +112,19 @@ class Decoder:
                 payload = data[begins:end]
                 return _tuple(
                     Segment,
-                    (at, source, destination, seq, ack, flags, payload, 0, ttl, ip_id),
+                    (
+                        at,
+                        source,
+                        destination,
+                        seq,
+                        ack,
+                        flags,
+                        payload,
+                        0,
+                        ttl,
+                        ip_id,
+                        bool(fragment & 0x4000),
+                    ),
                 )
         try:
             return self._link(link, at, data, length, 0)
@@ -201,8 +215,9 @@ class Decoder:
             if whole is None:
                 return None
             data, start, header, end = whole, 0, 0, len(whole)
+        ident = ip_id, bool(fragment & 0x4000)
         return self._transport(
-            protocol, at, data, start + header, end, source, destination, ttl, ip_id, depth
+            protocol, at, data, start + header, end, source, destination, ttl, ident, depth
         )
 
     def _ipv6(self, at: float, data: bytes, start: int, length: int, depth: int) -> Segment | None:
@@ -230,8 +245,9 @@ class Decoder:
                 protocol, data, start, end = follows, whole, 0, len(whole)
             else:
                 break
+        ident = None, False
         return self._transport(
-            protocol, at, data, start, end, source, destination, ttl, None, depth
+            protocol, at, data, start, end, source, destination, ttl, ident, depth
         )
 
     def _reassembled(
@@ -287,7 +303,7 @@ class Decoder:
         source: bytes,
         destination: bytes,
         ttl: int,
-        ip_id: int | None,
+        ident: tuple[int | None, bool],
         depth: int,
     ) -> Segment | None:
         match protocol:
@@ -307,7 +323,8 @@ class Decoder:
                     payload=payload,
                     cut=end - begins - len(payload),
                     ttl=ttl,
-                    ip_id=ip_id,
+                    ip_id=ident[0],
+                    whole=ident[1],
                 )
             case 4 | 41:
                 return self._ip(at, data, start, end, depth + 1)

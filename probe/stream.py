@@ -25,6 +25,7 @@ below; what they cost is counted in :attr:`Streams.notes`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
@@ -71,6 +72,8 @@ DISORDER = 0.2  # seconds by which times may go back, as those of several queues
 UNANSWERED = 1.0  # seconds; the least time after which any stack sends its SYN again (RFC 6298)
 SESSION_RECORDS = 12  # application data records of a client: it is past its login
 SESSION_QUERIES = 4  # messages in clear that only a session has
+STEADY, STEADY_STEP = 4, 16  # packets whose IP identification counts up, by no more than that
+SOON, FAR = 1.0, 4_096  # seconds in which no counter gets so far
 REMEMBERED = 32  # segments of a side, to tell what is said again
 
 _tuple = tuple.__new__  # a named tuple without the cost of its names
@@ -455,6 +458,28 @@ class _Side:
         return self.next + (ahead - 0x100000000 if ahead & 0x80000000 else ahead)
 
 
+def _foreign_id(reset: Segment, side: _Side) -> str:
+    """Why a RST is not its sender's, by its IP identification; empty: it may well be.
+
+    A connection's own counter goes up by one with each packet, a machine's counter by one with
+    each packet to anybody, and neither runs far in a second. What a stack sends without a
+    connection has 0 or, where fragments are not forbidden, anything (Linux, ``ip_select_ident``).
+    """
+    recent = list(side.recent or ())[-STEADY:]
+    if not reset.whole or not reset.ip_id or len(recent) < STEADY:
+        return ""
+    idents = [ident or 0 for _, _, _, ident in recent]
+    steps = [(b - a) & 0xFFFF for a, b in itertools.pairwise(idents)]
+    steady = all(idents) and all(0 < step <= STEADY_STEP for step in steps)
+    ahead = (reset.ip_id - idents[-1]) & 0xFFFF
+    if not steady or reset.at - recent[-1][2] > SOON or min(ahead, 0x10000 - ahead) < FAR:
+        return ""
+    return (
+        f"IP identification {reset.ip_id}, where its other packets count up and were at "
+        f"{idents[-1]}"
+    )
+
+
 class _Flow:
     """A connection being put together."""
 
@@ -533,7 +558,7 @@ class _Flow:
             side, other = self.client, self.server
         else:
             side, other = self.server, self.client
-        at, _, _, seq, ack, flags, payload, cut, ttl, ip_id = segment
+        at, _, _, seq, ack, flags, payload, cut, ttl, ip_id, _ = segment
         if not flags & RST:
             side.packets += 1
             if side.ttl != ttl:
@@ -797,6 +822,8 @@ class _Flow:
             return  # it refuses some older packet, and goes on trying
         if side.packets > 1 and side.ttl not in (None, -1, segment.ttl):
             says = f"TTL {segment.ttl}, where all its other packets have {side.ttl}"
+            self.tell(segment.at, StrangeReset(side.party, says))
+        elif says := _foreign_id(segment, side):
             self.tell(segment.at, StrangeReset(side.party, says))
         if not side.reset:
             side.reset = self.closed = True

@@ -37,9 +37,10 @@ EXPECTED4 = Segment(
     payload=HELLO,
     ttl=64,
     ip_id=77,
+    whole=True,
 )
 EXPECTED6 = EXPECTED4._replace(
-    source="[2001:db8::1]:40000", destination="[2001:db8::2]:5432", ip_id=None
+    source="[2001:db8::1]:40000", destination="[2001:db8::2]:5432", ip_id=None, whole=False
 )
 
 
@@ -225,6 +226,8 @@ def test_headers_that_lie_about_their_length_are_counted(bad: bytes) -> None:
 
 # --- fragments --------------------------------------------------------------------------------
 
+FRAGMENTED = EXPECTED4._replace(whole=False)
+
 
 def fragments4(payload: bytes, size: int, ident: int = 77) -> list[bytes]:
     pieces = [(at, payload[at : at + size]) for at in range(0, len(payload), size)]
@@ -259,7 +262,7 @@ def put_together(decoder: Decoder, datagrams: list[bytes], at: float = EPOCH) ->
 def test_fragments_are_put_together_in_any_order(
     size: int, turn: Callable[[list[bytes]], list[bytes]]
 ) -> None:
-    for fragments, expected in ((fragments4, EXPECTED4), (fragments6, EXPECTED6)):
+    for fragments, expected in ((fragments4, FRAGMENTED), (fragments6, EXPECTED6)):
         decoder = Decoder()
         seen = put_together(decoder, turn(fragments(TCP, size)))
         assert seen == [None] * (len(seen) - 1) + [expected]
@@ -272,7 +275,7 @@ def test_an_atomic_fragment_is_whole_at_once() -> None:
 
 def test_a_fragment_captured_twice_does_no_harm() -> None:
     first, second, *rest = fragments4(TCP, 16)
-    assert put_together(Decoder(), [first, second, second, *rest])[-1] == EXPECTED4
+    assert put_together(Decoder(), [first, second, second, *rest])[-1] == FRAGMENTED
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3, 4])
@@ -283,7 +286,7 @@ def test_fragments_that_overlap_are_never_mixed(at: int) -> None:
     for where in range(len(pieces)):
         decoder = Decoder()
         made = put_together(decoder, [*pieces[:where], forged, *pieces[where:]])
-        assert [segment for segment in made if segment] in ([], [EXPECTED4])
+        assert [segment for segment in made if segment] in ([], [FRAGMENTED])
         assert where > at or not any(made)
 
 
@@ -299,7 +302,7 @@ def test_an_identification_that_is_used_again_later_is_another_datagram() -> Non
     stale = ipv4("192.0.2.1", "192.0.2.2", b"\xff" * 16, ident=77, fragment=0x2000)
     put_together(decoder, [stale])
     later = put_together(decoder, fragments4(TCP, 16), EPOCH + FRAGMENTS_WAIT + 1)
-    assert later[-1] == EXPECTED4._replace(at=EPOCH + FRAGMENTS_WAIT + 1)
+    assert later[-1] == FRAGMENTED._replace(at=EPOCH + FRAGMENTS_WAIT + 1)
     assert decoder.notes == {"fragments that do not make a datagram": 1}
 
 

@@ -78,6 +78,15 @@ def test_c108_reset_from_between_fires_by_its_ttl() -> None:
     assert told[1] is Severity.WARNING
 
 
+def test_c108_reset_from_between_fires_by_its_identification() -> None:
+    talk = say(asks(), flights())
+    for _ in range(4):
+        talk.say("server", b"\x17\x03\x03\0\5hello")
+    told = found("C108", talk.send("server", RST, ident=30_000))
+    assert told is not None
+    assert "IP identification 30000, where its other packets count up" in told[0]
+
+
 def test_c108_is_silent_at_a_reset_of_the_stream_itself() -> None:
     talk = asks().say("client", flights()[0][1]).send("server", RST)
     assert "C108" not in codes(talk)

@@ -303,6 +303,54 @@ def test_a_single_packet_has_no_ttl_to_be_compared_with() -> None:
     assert told[-1] == Closed(S, Ending.RST)
 
 
+def counting(idents: Sequence[int]) -> Talk:
+    """A server that sends its packets with these IP identifications."""
+    talk = Talk().open().say("client", SSL_REQUEST)
+    for ident in idents:
+        talk.say("server", b"x", ident=ident).send("client", ACK)
+    return talk
+
+
+COUNTER = [65_533, 65_534, 65_535, 2, 5]
+
+
+def test_a_reset_whose_identification_is_far_from_the_counter_came_from_in_between() -> None:
+    told = facts(counting(COUNTER).send("server", RST, ident=30_000).frames)
+    says = "IP identification 30000, where its other packets count up and were at 5"
+    assert told[-2:] == [StrangeReset(S, says), Closed(S, Ending.RST)]
+
+
+@pytest.mark.parametrize(
+    ("idents", "ident", "wait"),
+    [
+        (COUNTER, 6, 0.0),  # the next
+        (COUNTER, 2_000, 0.0),  # of a machine that talks to others, too
+        (COUNTER, 65_000, 0.0),  # it was overtaken
+        (COUNTER, 0, 0.0),  # of a stack that knows the connection no more
+        (COUNTER, 30_000, 1.5),  # a machine's counter may have got there
+        ([1, 2, 3], 30_000, 0.0),  # too few to call it a counter
+        ([4, 9_000, 77, 31_000, 5], 30_000, 0.0),  # random ones
+        ([0, 0, 0, 0, 0], 30_000, 0.0),
+        ([9, 8, 7, 6, 5], 30_000, 0.0),
+    ],
+)
+def test_from_other_identifications_nothing_is_concluded(
+    idents: list[int], ident: int, wait: float
+) -> None:
+    talk = counting(idents)
+    talk.at += wait
+    told = facts(talk.send("server", RST, ident=ident).frames)
+    assert not any(isinstance(fact, StrangeReset) for fact in told)
+
+
+def test_where_fragments_are_allowed_nothing_is_concluded_from_identifications() -> None:
+    talk = counting(COUNTER).send("server", RST, ident=30_000)
+    data = bytearray(talk.frames[-1].data)
+    data[20:22] = b"\0\0"
+    talk.frames[-1] = talk.frames[-1]._replace(data=bytes(data))
+    assert not any(isinstance(fact, StrangeReset) for fact in facts(talk.frames))
+
+
 @pytest.mark.parametrize(("syns", "seconds"), [(1, 3), (3, 7)])
 def test_a_syn_that_is_never_answered_timed_out(syns: int, seconds: int) -> None:
     talk = Talk()

@@ -341,10 +341,10 @@ def _unpacked(packed: bytes, first_packet: int) -> Conversation:
     events = []
     for at, number, *values in flat:
         kind, enums = _FACTS[number]
-        fields = (
+        fields = [
             _MEMBERS[enum][value] if enum else value
             for enum, value in zip(enums, values, strict=True)
-        )
+        ]
         events.append(Event(at, kind(*fields)))
     return Conversation(client, server, started, tuple(events), first_packet, packets, comment)
 
