@@ -35,11 +35,11 @@ class HelloShape(StrEnum):
 
 
 class Needs(StrEnum):
-    """What must have come before: of the first plain SSLRequest, or of the control."""
+    """What must have come before: of the control, or of the plain attempt with this opening."""
 
     NOTHING = "nothing"
     SSL_ANSWER = "ssl-answer"  # SSLRequest got its S
-    TLS = "tls"  # and the handshake behind it finished
+    TLS = "tls"  # the plain handshake finished
     A_BYTE = "a-byte"  # the control got one
     NO_BYTE = "no-byte"  # the control was closed without one
 
@@ -60,7 +60,7 @@ class Attempt:
     the version in StartupMessage; without ``greets`` it leaves before that. ``roots`` is a file
     of trusted roots ("system" for the system's own) that the chain is verified against; None
     verifies nothing. ``proves`` goes on to the channel binding, with a random password;
-    ``password`` logs in.
+    ``password`` logs in. ``key_log`` is a file for the TLS session's secrets, unless it logs in.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Attempt:
     needs: Needs = Needs.NOTHING
     proves: bool = False
     password: Password | None = None
+    key_log: str | None = None
 
 
 def mixed_case(name: str) -> str:
@@ -125,6 +126,7 @@ def _standard(control: Attempt, other_names: tuple[str, ...]) -> Iterator[Attemp
     direct = replace(control, opening=Opening.DIRECT_TLS)
     after_s = replace(plain, needs=Needs.SSL_ANSWER)
     after_tls = replace(plain, needs=Needs.TLS)
+    shaped = replace(control, needs=Needs.TLS)  # with the opening of the client in question
 
     nameless = replace(after_s, server_name=None, asked=None)
 
@@ -146,10 +148,10 @@ def _standard(control: Attempt, other_names: tuple[str, ...]) -> Iterator[Attemp
     yield replace(plain, name="split-request", split_request=True)
     yield replace(after_tls, name="protocol-3.1002", protocol=PROTOCOL_3_1002)
     if control.server_name:
-        yield replace(after_tls, name="mixed-case", server_name=mixed_case(control.server_name))
-    yield replace(after_tls, name="hello-in-two-segments", shape=HelloShape.SEGMENTS)
-    yield replace(after_tls, name="hello-in-two-records", shape=HelloShape.RECORDS)
-    yield replace(after_tls, name="large-hello", shape=HelloShape.LARGE)
+        yield replace(shaped, name="mixed-case", server_name=mixed_case(control.server_name))
+    yield replace(shaped, name="hello-in-two-segments", shape=HelloShape.SEGMENTS)
+    yield replace(shaped, name="hello-in-two-records", shape=HelloShape.RECORDS)
+    yield replace(shaped, name="large-hello", shape=HelloShape.LARGE)
     if control.user != MADE_UP_USER or control.database != MADE_UP_DATABASE:
         yield replace(after_tls, name="made-up-user", user=MADE_UP_USER, database=MADE_UP_DATABASE)
     yield replace(after_s, name="tls-1.2", versions=TlsVersions.ONLY_1_2)

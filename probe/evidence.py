@@ -111,6 +111,10 @@ class Evidence:
         if seen.garbage:
             yield Variation.GARBAGE
         hello, plain = seen.client_hello, self._plain_hello
+        if seen.hello_begun and plain and plain.client_hello:
+            # a plain ClientHello leaves whole: this one was to follow in pieces
+            large = seen.hello_begun > plain.client_hello.size + MUCH_LARGER
+            yield Variation.LARGE if large else Variation.TWO_SEGMENTS
         if hello and plain and plain.client_hello:
             # clients differ in what is plain: post-quantum key shares fill two segments
             large = hello.size > plain.client_hello.size + MUCH_LARGER

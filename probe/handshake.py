@@ -147,6 +147,7 @@ class Handshake:
     client_hello: ClientHello | None = None
     hello_segments: int = 0
     hello_records: int = 0
+    hello_begun: int | None = None  # bytes that a ClientHello which was not finished was to have
     retried: bool = False  # a HelloRetryRequest came
     server_hello: ServerHello | None = None
     chain: tuple[bytes, ...] = ()  # DER, leaf first
@@ -162,6 +163,7 @@ class Handshake:
     negotiated: NegotiateProtocolVersion | None = None
     authentication: Authentication | None = None
     salt: bytes | None = None  # of the SCRAM server-first-message
+    nonce: str | None = None  # likewise; no other login has the same
     sasl: SaslChoice | None = None  # what the client chose of the SASL offer
     let_in: bool = False  # AuthenticationOk came
     login_error: ErrorResponse | None = None  # behind an authentication request

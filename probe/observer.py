@@ -96,7 +96,6 @@ class _Observer:
         self.missing: set[str] = set()  # of FACTS: they may have stood in what is not captured
         self.sealed: set[Party] = set()  # who has said something encrypted
         self.talking = False  # the client has, and it was no alert
-        self.logged_in = False
         self.opened = False  # a key holder tells what was said inside
         self.request_segments = 0
         self.first_said = b""
@@ -151,7 +150,8 @@ class _Observer:
             self.steps.begin(Stage.RESOLVE, 0.0)
         self.seen.not_connected = failure
         accepted = failure is ConnectFailure.RESET
-        self.steps.end(self.at, f"{failure.value}: {printable(says)}", reached=accepted)
+        what = failure.value.replace("-", " ")
+        self.steps.end(self.at, f"{what}: {printable(says)}", reached=accepted)
 
     def _closed(self, sender: Party, how: Ending) -> None:
         seen = self.seen
@@ -745,8 +745,6 @@ class _Observer:
             if foreign.recognise(data):
                 raise Malformed("another protocol's greeting")
             self._server_said(message, layer)
-            if self.logged_in:
-                self._set(layer, Phase.OPAQUE)  # a session, which is nobody's business
         except Malformed:
             self._foreign(data, layer)
             return len(data)
@@ -770,9 +768,8 @@ class _Observer:
                     self.steps.end(self.at, f"asks for {asked.method}{printable(offers)}")
                 elif asked.code == 11 and seen.salt is None:
                     first = messages.parse_scram_server_first(asked.data)
-                    seen.salt = first.salt if first else None
-                if asked.code == 0:
-                    self.logged_in = True
+                    if first:
+                        seen.salt, seen.nonce = first.salt, first.nonce
 
     def _answered(self) -> None:
         minor = self.seen.negotiated.newest if self.seen.negotiated else None
@@ -793,11 +790,22 @@ class _Observer:
         seen = self.seen
         self.steps.abandon(self.at, self._ending_text())
         seen.not_captured = self._unseen()
+        seen.hello_begun = self._hello_begun()
         seen.outcome = _outcome(seen)
         if seen.outcome is Outcome.SILENT and self._end_unseen:
             seen.outcome = Outcome.NOT_CAPTURED
         seen.reached = self.steps.reached
         return seen
+
+    def _hello_begun(self) -> int | None:
+        """How many bytes a ClientHello has whose end was not said any more."""
+        if self.phase is not Phase.TLS or self.seen.client_hello:
+            return None
+        unread = self.unread.get((Party.CLIENT, Layer.TCP), b"")
+        said = self.handshake[Party.CLIENT] + unread[records.HEADER :]
+        if len(said) < 4 or said[0] != hello.CLIENT_HELLO:
+            return None
+        return 4 + int.from_bytes(said[1:4], "big")
 
     @property
     def _end_unseen(self) -> bool:

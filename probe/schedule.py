@@ -34,7 +34,7 @@ TOO_MANY_CONNECTIONS = b"C53300\0"
 
 _MISSING = {
     Needs.SSL_ANSWER: "SSLRequest was not answered with S",
-    Needs.TLS: "the TLS handshake behind SSLRequest did not finish",
+    Needs.TLS: "the plain TLS handshake did not finish",
 }
 
 
@@ -173,23 +173,28 @@ class Schedule:
         return self._made[self._control.name].ended is not None or now >= self.wakes_at
 
     def _ready(self, attempt: Attempt) -> bool:
-        control = self._made[self._control.name]
-        asks = self._made.get(self._asks.name) if self._asks else None
+        reference = self._reference(attempt)
+        told = self._made.get(reference.name) if reference else None
         match attempt.needs:
+            case Needs.NOTHING:
+                return True
             case Needs.SSL_ANSWER:
-                return asks is not None and asks.ssl_answer
+                return told is not None and told.ssl_answer
             case Needs.TLS:
-                return asks is not None and asks.established
+                return told is not None and told.established
             case Needs.A_BYTE:
-                return control.ended is not None and control.heard
+                return told is not None and told.ended is not None and told.heard
             case Needs.NO_BYTE:
-                return control.ended is Ended.CLOSED and not control.heard
-        return True
+                return told is not None and told.ended is Ended.CLOSED and not told.heard
+
+    def _reference(self, attempt: Attempt) -> Attempt | None:
+        """The attempt that shows whether this one can tell anything."""
+        behind = attempt.needs in (Needs.SSL_ANSWER, Needs.TLS)
+        return self._asks if behind and attempt.opening is Opening.SSL_REQUEST else self._control
 
     def _hopeless(self, attempt: Attempt) -> bool:
         """What it needs has not come and cannot come any more."""
-        needs_s = attempt.needs in (Needs.SSL_ANSWER, Needs.TLS)
-        reference = self._asks if needs_s else self._control
+        reference = self._reference(attempt)
         if reference is None:
             return True
         progress = self._made.get(reference.name)

@@ -18,6 +18,7 @@ How two accounts are made one:
 * **A SYN-ACK that changes**: the one that the client acknowledges counts.
 
 Which connections are kept is decided by what the client says, on whatever port; see ``_judge``.
+Those of a recording of our own say themselves that they are wanted (:mod:`probe.note`).
 Once a connection is past what pgprobe reads, :meth:`Streams.take` says so, and whoever calls may
 leave its further packets out, except for SYN, FIN and RST. All state is bounded by the constants
 below; what they cost is counted in :attr:`Streams.notes`.
@@ -31,6 +32,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from probe.note import is_note
 from probe.packet import ACK, FIN, PSH, RST, SYN, Segment
 from probe.transcript import (
     Closed,
@@ -107,6 +109,7 @@ class State(NamedTuple):
     flows: tuple[_Flow, ...]
     left_out: tuple[tuple[str, str], ...]
     now: float
+    began: float | None
     earliest: float
     orderly: bool
     most_flows: int
@@ -139,6 +142,7 @@ class Streams:
         self._closing: deque[tuple[float, _Flow]] = deque()
         self.held = self.most_held = self.most_flows = 0
         self.now, self.earliest = 0.0, math.inf
+        self.began: float | None = None  # at its first segment
         self.orderly = True  # times go back by no more than DISORDER
 
     def take(self, segment: Segment, number: int, comment: str = "") -> bool:
@@ -152,6 +156,7 @@ class Streams:
         elif at < self.now - DISORDER:
             self.orderly = False
         if at < self.earliest:
+            self.began = at if self.began is None else self.began
             self.earliest = at
         if self._closing and self._closing[0][0] < self.now - LINGER - DISORDER:
             self._let_go()
@@ -208,6 +213,7 @@ class Streams:
             tuple(self._flows.values()),
             tuple(self._left_out),
             self.now,
+            self.began,
             self.earliest,
             self.orderly and not self.notes and len(self._left_out) < MAX_LEFT_OUT,
             self.most_flows,
@@ -240,6 +246,7 @@ class Streams:
                 if flow.closed_at is not None:
                     self._closing.append((flow.closed_at, flow))
         self.now = max(self.now, later.now)
+        self.began = later.began if self.began is None else self.began
 
     # -- the life of a flow ------------------------------------------------------------------
 
@@ -266,7 +273,7 @@ class Streams:
         self._left_out.pop((server, client), None)
         flow = _Flow(client, server, segment.at, number, comment)
         flow.postgresql = _port(server) in self._postgresql
-        if self._everything:
+        if self._everything or is_note(comment):
             flow.kept = True
         if not begins:
             flow.begin_in_the_middle()

@@ -14,18 +14,19 @@ import probe
 
 ORDER = """
     wire transcript certificate handshake witness finding conninfo password target attempt
-    evidence binding path login tls identity schedule pcapng packet stream gather split secrets
-    cipher decryption drivers sources observer rules clients verdict door diagnosis reading visit
-    reports commands __main__
+    evidence binding path login tls identity schedule pcapng note packet datagram stream gather
+    split secrets cipher decryption recording drivers sources observer rules clients verdict door
+    diagnosis sighting clock matching hop vantage reading replay visit recorder reports commands
+    __main__
 """.split()
 
 PRODUCTS = {
     *"witness observer rules reports evidence binding path clients verdict door".split(),
-    *"diagnosis reading".split(),
+    *"diagnosis sighting clock matching hop vantage reading replay".split(),
 }
 MAKERS = {
     *"drivers sources login tls identity schedule pcapng packet stream gather split".split(),
-    *"cipher decryption visit".split(),
+    *"cipher datagram decryption recording visit recorder".split(),
 }
 
 THIRD_PARTY = {  # and the only modules that may import it

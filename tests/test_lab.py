@@ -46,6 +46,7 @@ FIRST_ANSWERS = {
         traefik-passthrough traefik-passthrough-unknown traefik-passthrough-dead
         traefik-passthrough-no-tls traefik-passthrough-syn-dropped
         traefik-catch-all traefik-passthrough-with-default
+        traefik-catch-all-syn-dropped traefik-catch-all-dead
         traefik-terminate traefik-terminate-alpn traefik-terminate-default-cert
         traefik-mixed traefik-terminate-tls-upstream traefik-terminate-hostssl
         haproxy-tcp-traefik-passthrough envoy-tcp-haproxy-tcp-traefik-passthrough
@@ -76,6 +77,8 @@ FIRST_ANSWERS = {
     "N": "postgres-no-tls postgres-built-without-tls pgbouncer-no-tls pgpool-no-tls",
     RESET: """
         envoy-sni envoy-sni-postgres-15 envoy-sni-postgres-15-and-17
+        envoy-sni-direct nginx-sni-direct
+        envoy-sni-direct-small-buffer nginx-sni-direct-small-buffer
         nginx-sni nginx-terminate nginx-terminate-alpn nginx-reencrypt haproxy-proxy-protocol
         envoy-sni-witness nginx-sni-witness nginx-terminate-witness nginx-reencrypt-witness
         haproxy-proxy-protocol-witness
@@ -83,6 +86,7 @@ FIRST_ANSWERS = {
     EOF: """
         haproxy-sni haproxy-terminate haproxy-terminate-alpn haproxy-reencrypt haproxy-dead
         haproxy-sends-proxy close-on-first-byte
+        haproxy-sni-direct haproxy-sni-direct-minds-case
         haproxy-sni-rejects haproxy-sni-waits haproxy-sni-waits-briefly
         haproxy-sni-traefik-passthrough
         haproxy-sni-witness haproxy-terminate-witness haproxy-reencrypt-witness
@@ -90,14 +94,15 @@ FIRST_ANSWERS = {
     CLOSED: """
         envoy-dead nginx-dead traefik-tcp-dead accept-then-close reset-at-once
         nginx-tcp-envoy-sni envoy-tcp-haproxy-sni haproxy-tcp-envoy-tcp-nginx-sni
-        haproxy-tcp-nginx-dead haproxy-tcp-nginx-tcp-envoy-sni sslh-sni sslh-sni-witness
+        haproxy-tcp-nginx-dead haproxy-tcp-nginx-tcp-envoy-sni
+        sslh-sni sslh-sni-direct sslh-sni-witness
     """,
     "\x15\x03\x01\x00\x02\x02\x46": """
         envoy-terminate envoy-terminate-alpn envoy-reencrypt
         envoy-terminate-witness envoy-reencrypt-witness
     """,
     "\x15\x03\x03\x00\x02\x02\x28": "tls-alert",
-    "\x15\x03\x01\x00\x02\x02\x28": "sniproxy-sni sniproxy-sni-witness",
+    "\x15\x03\x01\x00\x02\x02\x28": "sniproxy-sni sniproxy-sni-direct sniproxy-sni-witness",
     "HTTP/1.1 400 Bad Request": "http https",
     "SSH-2.0-": "ssh",
     "I\0\0\0\x0a": "mysql",

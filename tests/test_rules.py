@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -32,11 +32,12 @@ from peers import (
 
 from probe.attempt import UNKNOWN_NAME, Attempt, HelloShape, TlsVersions, standard
 from probe.diagnosis import Diagnosis, diagnose
-from probe.evidence import Question
+from probe.evidence import Evidence, Question
+from probe.finding import Certainty, Severity
 from probe.handshake import Opening
 from probe.reports import Report
 from probe.reports.json import document
-from probe.rules import SECTIONS, all_rules
+from probe.rules import SECTIONS, Found, Rule, all_rules
 from probe.target import parse_target
 from probe.transcript import Closed, Connected, Connecting, Ending, GaveUp, Party, Transcript
 
@@ -165,9 +166,13 @@ def test_what_breaks_in_one_shape_only_is_named_and_the_rest_passes(
 
 
 def test_a_rule_that_no_real_component_made_fire_is_never_sure() -> None:
-    diagnosis = ask(but(lambda a: a.shape is HelloShape.LARGE, S_THEN_CLOSED))
-    large = next(f for f in diagnosis.findings if f.name == "large-client-hello-breaks")
-    assert large.certainty == "likely"
+    def find(evidence: Evidence) -> Iterator[Found]:
+        yield Found("seen", (evidence.proof(evidence.handshakes[0]),), Certainty.PROVED)
+
+    evidence = ask(server).first.evidence
+    for from_documents, certainty in ((False, Certainty.PROVED), (True, Certainty.LIKELY)):
+        rule = Rule("X900", "x", Severity.ERROR, find, from_documents=from_documents)
+        assert [found.certainty for found in rule.judge(evidence)] == [certainty]
 
 
 def router(attempt: Attempt) -> Fate:

@@ -265,9 +265,7 @@ def test_what_needs_tls_is_left_out_when_the_handshake_broke() -> None:
     run.hears("control", b"S")
     run.ends("control", Ended.CLOSED)
     assert run.starts(0.1) == ["after-s"]
-    assert run.schedule.not_made == [
-        ("after-tls", "the TLS handshake behind SSLRequest did not finish")
-    ]
+    assert run.schedule.not_made == [("after-tls", "the plain TLS handshake did not finish")]
 
 
 def test_what_needs_tls_is_made_when_the_handshake_finished() -> None:

@@ -6,6 +6,7 @@ is run, so that ``--help`` costs no more than click.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from enum import IntEnum
@@ -15,9 +16,12 @@ import click
 
 from probe import __version__
 
+COLLECT_AFTER = 100_000  # objects
+
 COMMANDS = {
     "probe": "Probe one endpoint: the handshake step by step, what breaks it, what to change.",
     "read": "Read captures: the same diagnosis from other people's connections.",
+    "replay": "Say again what a recorded client said, and compare the answers.",
     "witness": "A stand-in for a server, deployed in its place: tells what reached it.",
     "explain": "The manual of a finding.",
     "rules": "All findings that pgprobe knows.",
@@ -80,6 +84,8 @@ def cli() -> None:
 
 def main() -> None:
     """The entry point: runs the command and ends the process with its exit status."""
+    # What a run makes is needed to its end: looking for what is not costs a fifth of it.
+    gc.set_threshold(COLLECT_AFTER)
     try:
         status = cli.main(prog_name="pgprobe", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else ExitStatus.NOTHING_FOUND)
@@ -94,3 +100,5 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader left: nobody is there to be told
         sys.exit(ExitStatus.NOTHING_FOUND)
+    finally:
+        gc.freeze()  # nor is the end of the process the time to look

@@ -1,17 +1,25 @@
 """Reports: each takes what was learnt and gives text. What stands here is what they share."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from probe.certificate import Certificate
+from probe.clock import Clock
 from probe.diagnosis import Diagnosis
 from probe.door import Door
 from probe.handshake import Handshake, Stage
+from probe.hop import Passage
 from probe.path import through
-from probe.reading import Connection, Reading
+from probe.replay import Replay, Replays, Sent, Verdict
 from probe.target import Target
+from probe.vantage import Paths, Way
 from probe.wire import printable
+
+if TYPE_CHECKING:  # only those who read captures need it
+    from probe.reading import Connection, Reading
 
 FORMATS = ("text", "table", "json")
 
@@ -32,10 +40,10 @@ class Captures(NamedTuple):
     steps: bool = False
 
 
-def render(report: Report | Captures, format_name: str) -> str:
+def render(report: Report | Captures | Replays, format_name: str) -> str:
     """The report in one of ``FORMATS``, ending in a newline."""
     module = import_module(f"probe.reports.{format_name}")
-    write: Callable[[Report | Captures], str] = module.write
+    write: Callable[[Report | Captures | Replays], str] = module.write
     return write(report)
 
 
@@ -105,6 +113,48 @@ def one_cluster(doors: Sequence[Door]) -> str | None:
     )
 
 
+# -- several captures --------------------------------------------------------------------------
+
+
+def fates(paths: Paths) -> list[list[Way]]:
+    """Ways of which the same is to be said stand together, the worst first, the unknown last."""
+    groups: dict[tuple[object, ...], list[Way]] = {}
+    for way in paths.ways:
+        groups.setdefault((way.passage, way.between, way.certainty, way.why), []).append(way)
+    order = [Passage.STOPPED, Passage.TERMINATED, Passage.PASSTHROUGH, Passage.UNMATCHED]
+    return sorted(groups.values(), key=lambda ways: order.index(ways[0].passage))
+
+
+def steps_of(way: Way) -> str:
+    """The numbers that its connections have in the table: "1 → 4"."""
+    return " → ".join(str(number + 1) for number in way.connections)
+
+
+def order_of(paths: Paths) -> str:
+    """The files from the outermost on, and how that is known."""
+    given = "" if paths.as_given else " (not as given: ServerHellos come sooner farther in)"
+    return printable(", ".join(paths.files), 400) + given
+
+
+def clock_of(clock: Clock) -> str:
+    """A clock, in a sentence."""
+    if not clock.known:
+        return printable(
+            f"no ClientHello is in both {clock.against} and {clock.file}: their clocks are taken "
+            "to agree",
+            600,
+        )
+    how = f"{abs(clock.ahead):.3f} s {'behind' if clock.ahead < 0 else 'ahead of'}"
+    if abs(clock.ahead) <= clock.within:
+        how = "the same as"
+    return printable(
+        f"the clock of {clock.file} is {how} that of {clock.against}, give or take "
+        f"{milliseconds(clock.within)}, by {clock.connections} ClientHello"
+        f"{'' if clock.connections == 1 else 's'} in both",
+        600,
+    )
+
+
 # -- captured connections -----------------------------------------------------------------------
 
 
@@ -123,3 +173,39 @@ def cells(row: Connection) -> tuple[str, ...]:
         seen.tls_version or "-",
         seen.outcome.value,
     )
+
+
+# -- replays ------------------------------------------------------------------------------------
+
+SHOWN_BYTES = 16  # of what is said again
+
+_HEADLINES = {
+    Verdict.SAME: "SAME: what could be compared is answered as it was then",
+    Verdict.DIFFERS: "DIFFERS: answered differently now: {count} of {all}",
+    Verdict.UNKNOWN: "UNKNOWN: the recording does not show what was answered then",
+}
+
+
+def headline(report: Replays) -> str:
+    """The verdict on all connections, in a sentence."""
+    count = sum(replay.verdict is Verdict.DIFFERS for replay in report.replays)
+    return _HEADLINES[report.verdict].format(count=count, all=len(report.replays))
+
+
+def in_short(replay: Replay) -> str:
+    """What became of one connection, in a sentence."""
+    row, verdict = replay.decided, replay.verdict
+    if verdict is Verdict.SAME:
+        return f"the same up to {row.point.value}: {row.now}"
+    if verdict is Verdict.UNKNOWN:
+        return (
+            f"{row.point.value}: {row.now or 'not known'} now, and then {row.then or 'not known'}"
+        )
+    return f"{row.point.value}: {row.now} now, was {row.then}"
+
+
+def sent_line(sent: Sent) -> str:
+    """Bytes that are said again: what they are, and a bounded view of them."""
+    more = " …" if len(sent.data) > SHOWN_BYTES else ""
+    pieces = f" in {sent.segments} segments" if sent.segments > 1 else ""
+    return f"{sent.what}, {len(sent.data)} bytes{pieces}: {sent.data[:SHOWN_BYTES].hex(' ')}{more}"

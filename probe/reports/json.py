@@ -1,9 +1,12 @@
-"""The report as one JSON document, described by ``schema.json``, and ``read.schema.json``."""
+"""The report as one JSON document.
+
+``schema.json``, ``read.schema.json`` and ``replay.schema.json`` describe it.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from probe import __version__
 from probe.certificate import Certificate
@@ -12,23 +15,72 @@ from probe.door import Difference, Door
 from probe.finding import Finding
 from probe.handshake import Handshake, Opening, Step
 from probe.path import Path, Sign
-from probe.reading import Connection
-from probe.reports import Captures, Report
+from probe.replay import Replay, Replays
+from probe.reports import SHOWN_BYTES, Captures, Report, headline, in_short
+from probe.vantage import Paths, Way
 from probe.verdict import Verdict
 from probe.wire import printable
 from probe.witness import Comparison, compare
 
+if TYPE_CHECKING:
+    from probe.reading import Connection
+
 SCHEMA = 1
 
 
-def write(report: Report | Captures) -> str:
+def write(report: Report | Captures | Replays) -> str:
     """The document, indented; every text in it is safe to print."""
     return json.dumps(document(report), indent=2, ensure_ascii=True) + "\n"
 
 
-def document(report: Report | Captures) -> dict[str, Any]:
+def document(report: Report | Captures | Replays) -> dict[str, Any]:
     """The document as plain values."""
-    return _captures(report) if isinstance(report, Captures) else _diagnosis(report)
+    match report:
+        case Captures():
+            return _captures(report)
+        case Replays():
+            return _replays(report)
+        case _:
+            return _diagnosis(report)
+
+
+def _replays(report: Replays) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "pgprobe": __version__,
+        "file": printable(report.file, 400),
+        "to": report.to,
+        "verdict": {"status": report.verdict.value, "summary": headline(report)},
+        "connections": [_replay(replay) for replay in report.replays],
+        "left_out": [{"connection": number, "why": why} for number, why in report.left_out],
+    }
+
+
+def _replay(replay: Replay) -> dict[str, Any]:
+    return {
+        "connection": replay.number,
+        "client": replay.then.client,
+        "server": replay.then.server or replay.then.door,
+        "opening": replay.then.opening.value,
+        "verdict": replay.verdict.value,
+        "step": replay.decided.point.value,
+        "summary": in_short(replay),
+        "sent": [
+            {
+                "what": sent.what,
+                "bytes": len(sent.data),
+                "segments": sent.segments,
+                "begins": sent.data[:SHOWN_BYTES].hex(),
+            }
+            for sent in replay.sent
+        ],
+        "compared": [
+            {"step": row.point.value, "then": row.then, "now": row.now, "same": row.same}
+            for row in replay.rows
+        ],
+        "then": _attempt(replay.then),
+        "now": _attempt(replay.now),
+    }
 
 
 def _captures(report: Captures) -> dict[str, Any]:
@@ -40,7 +92,45 @@ def _captures(report: Captures) -> dict[str, Any]:
         "problems": [printable(problem, 400) for problem in reading.problems],
         "findings": [_finding(finding) for finding in reading.findings],
         "connections": [_connection(row) for row in reading.connections],
-        "paths": [],
+        "paths": [_way(way) for way in reading.paths.ways],
+        "vantage": _vantage(reading.paths) if reading.paths.files else None,
+    }
+
+
+def _way(way: Way) -> dict[str, Any]:
+    return {
+        "connections": list(way.connections),
+        "files": [printable(name, 400) for name in way.files],
+        "verdict": way.passage.value,
+        "certainty": way.certainty.value if way.certainty else None,
+        "between": [printable(name, 400) for name in way.between] if way.between else None,
+        "why": printable(way.why, 1_000),
+        "hops": [
+            {
+                "between": [printable(name, 400) for name in hop.between],
+                "verdict": hop.passage.value,
+                "certainty": hop.certainty.value if hop.certainty else None,
+                "why": printable(hop.why, 1_000),
+            }
+            for hop in way.hops
+        ],
+    }
+
+
+def _vantage(paths: Paths) -> dict[str, Any]:
+    return {
+        "files": [printable(name, 400) for name in paths.files],
+        "as_given": paths.as_given,
+        "clocks": [
+            {
+                "file": printable(clock.file, 400),
+                "against": printable(clock.against, 400),
+                "ahead": round(clock.ahead, 6) if clock.known else None,
+                "within": round(clock.within, 6) if clock.known else None,
+                "connections": clock.connections,
+            }
+            for clock in paths.clocks
+        ],
     }
 
 

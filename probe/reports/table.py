@@ -9,14 +9,51 @@ from tabulate import tabulate
 from probe.diagnosis import Diagnosis
 from probe.evidence import in_words
 from probe.finding import Finding
-from probe.reports import Captures, Report, cells, matrix, milliseconds, properties, yes_no
+from probe.replay import Replays
+from probe.reports import (
+    Captures,
+    Report,
+    cells,
+    clock_of,
+    fates,
+    headline,
+    in_short,
+    matrix,
+    milliseconds,
+    order_of,
+    properties,
+    steps_of,
+    yes_no,
+)
+from probe.vantage import Paths
 from probe.wire import printable
 from probe.witness import label
 
 
-def write(report: Report | Captures) -> str:
+def write(report: Report | Captures | Replays) -> str:
     """Verdict, attempts, findings and clients, each as a table; or connections and findings."""
-    return _captures(report) if isinstance(report, Captures) else _diagnosis(report)
+    match report:
+        case Captures():
+            return _captures(report)
+        case Replays():
+            return _replays(report)
+        case _:
+            return _diagnosis(report)
+
+
+def _replays(report: Replays) -> str:
+    rows = [
+        (str(r.number), r.then.client or "?", r.verdict.value, r.decided.point.value, in_short(r))
+        for r in report.replays
+    ]
+    left = [(str(number), why) for number, why in report.left_out]
+    parts = [
+        f"{printable(report.file)}, said again to {report.to}",
+        headline(report),
+        _table(rows, ("no.", "client", "answer", "step", "why")),
+        *([_table(left, ("no.", "not said again"))] if left else []),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _captures(report: Captures) -> str:
@@ -27,8 +64,29 @@ def _captures(report: Captures) -> str:
     ]
     titles = "no. client server opening SNI ALPN TLS outcome findings".split()
     parts = [", ".join(map(printable, reading.files)), *map(printable, reading.problems)]
+    parts += _paths(reading.paths)
     parts += [_table(connections, tuple(titles)), _finding_table(reading.findings)]
     return "\n\n".join(parts) + "\n"
+
+
+def _paths(paths: Paths) -> list[str]:
+    """What became of connections from file to file, and how the files' clocks differ."""
+    rows = [
+        (
+            steps_of(way),
+            way.passage.value,
+            way.certainty.value if way.certainty else "",
+            printable(" and ".join(way.between), 200) if way.between else "",
+            printable(way.why, 1_000),
+        )
+        for ways in fates(paths)
+        for way in ways
+    ]
+    if not rows:
+        return []
+    titles = ("connections", "verdict", "certainty", "between", "why")
+    order = f"from file to file, the outermost first: {order_of(paths)}"
+    return [order, _table(rows, titles), "\n".join(map(clock_of, paths.clocks))]
 
 
 def _diagnosis(report: Report) -> str:

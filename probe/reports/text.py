@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from probe.binding import Binding
 from probe.certificate import Certificate
@@ -13,24 +14,35 @@ from probe.evidence import in_words
 from probe.finding import Finding
 from probe.handshake import Handshake, Opening, Step
 from probe.path import Answerer, BackendLeg, DirectTls, Path, Routing, TlsEnd
-from probe.reading import Connection, Reading
+from probe.replay import Replays, Verdict
 from probe.reports import (
     Captures,
     Report,
     cells,
+    clock_of,
+    fates,
+    headline,
+    in_short,
     matrix,
     milliseconds,
     one_cluster,
+    order_of,
     properties,
+    sent_line,
+    steps_of,
     yes_no,
 )
 from probe.target import Target
+from probe.vantage import Paths
 from probe.wire import printable
 from probe.witness import Comparison, compare, label
 
+if TYPE_CHECKING:
+    from probe.reading import Connection, Reading
+
 WIDTH = 100  # columns
 SHOWN = 8  # bytes of a step that are shown
-LISTED = 8  # attempts that are named where they were not made
+LISTED = 8  # attempts that were not made, and connections of one fate, that are named
 ROWS = 40  # connections of captures that are shown
 
 _ANSWERED_BY = {
@@ -71,9 +83,15 @@ _DIRECT = {
 }
 
 
-def write(report: Report | Captures) -> str:
+def write(report: Report | Captures | Replays) -> str:
     """The report as lines of at most about ``WIDTH`` columns."""
-    lines = _captures(report) if isinstance(report, Captures) else _lines(report)
+    match report:
+        case Captures():
+            lines = _captures(report)
+        case Replays():
+            lines = _replays(report)
+        case _:
+            lines = _lines(report)
     return "\n".join(lines) + "\n"
 
 
@@ -323,6 +341,8 @@ def _captures(report: Captures) -> Iterator[str]:
     yield f"{count}, {broken} of them did not get through"
     for problem in reading.problems:
         yield from _wrapped(f"  not read: {printable(problem, 400)}", "    ")
+    if reading.paths.ways:
+        yield from _paths(reading.paths)
     shown = _chosen(connections)
     yield from _section("Connections")
     yield from _connection_table(reading, shown)
@@ -333,6 +353,23 @@ def _captures(report: Captures) -> Iterator[str]:
         for number in shown:
             yield from _connection_steps(number, connections[number])
     yield from _findings(reading.findings, {})
+
+
+def _paths(paths: Paths) -> Iterator[str]:
+    """What became of connections from file to file; each sentence with those that it is about."""
+    yield from _section(f"From file to file, the outermost first: {order_of(paths)}")
+    for ways in fates(paths):
+        way = ways[0]
+        where = f" between {' and '.join(way.between)}" if way.between else ""
+        how = f" ({way.certainty.value})" if way.certainty else ""
+        head = printable(f"{way.passage.value.upper()}{where}{how}: {way.why}", 1_200)
+        yield from _wrapped(f"  {head}", "    ")
+        listed = ", ".join(map(steps_of, ways[:LISTED]))
+        more = f" and {len(ways) - LISTED} more" if len(ways) > LISTED else ""
+        number = "connection" if len(ways) == 1 else "connections"
+        yield from _wrapped(f"    {number} {listed}{more}", "      ")
+    for clock in paths.clocks:
+        yield from _wrapped(f"  {clock_of(clock)}", "    ")
 
 
 def _chosen(connections: Sequence[Connection]) -> list[int]:
@@ -360,6 +397,31 @@ def _connection_steps(number: int, row: Connection) -> Iterator[str]:
     yield from _steps(seen, printable(title, 300))
     if seen.not_captured:
         yield from _wrapped(f"  not captured: {', '.join(seen.not_captured)}", "    ")
+
+
+# -- replays -----------------------------------------------------------------------------------
+
+
+def _replays(report: Replays) -> Iterator[str]:
+    yield from _wrapped(f"{printable(report.file)}, said again to {report.to}", "  ")
+    yield ""
+    yield from _wrapped(headline(report), "")
+    for replay in report.replays:
+        then = replay.then
+        where = f"{then.client or '?'} to {then.server or then.door}"
+        yield from _section(f"Connection {replay.number}, {where}: {in_short(replay)}")
+        for sent in replay.sent:
+            yield from _wrapped(f"  > {sent_line(sent)}", "    ")
+        if replay.verdict is not Verdict.SAME:
+            rows = [("step", "then", "now")]
+            rows += [
+                (r.point.value, r.then or "not known", r.now or "not known") for r in replay.rows
+            ]
+            yield from _columns(rows)
+    if report.left_out:
+        yield from _section("Not said again")
+        for number, why in report.left_out:
+            yield from _wrapped(f"  connection {number}: {why}", "    ")
 
 
 def _section(title: str) -> Iterator[str]:

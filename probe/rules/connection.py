@@ -55,7 +55,7 @@ def name_not_resolved(evidence: Evidence) -> Iterator[Found]:
     seen = _not_connected(evidence, ConnectFailure.NOT_RESOLVED)
     if seen:
         yield Found(
-            f"the name does not resolve: {in_words(seen)}",
+            f"the name is {in_words(seen)}",
             (evidence.proof(seen),),
             fix=(
                 Fix("DNS", "add a record for the name that points at the load balancer"),

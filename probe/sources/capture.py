@@ -10,19 +10,18 @@ from __future__ import annotations
 import contextlib
 import gc
 import marshal
-import re
 from collections.abc import Collection, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, overload
 
 from probe.gather import Trace, gather
+from probe.note import Note, read_note
 from probe.packet import Decoder
 from probe.pcapng import Reader
 from probe.split import Part, Slice, record_end, split
 from probe.stream import DISORDER, MAX_FLOWS, MAX_HELD, MAX_LEFT_OUT, Conversation, State, Streams
 from probe.transcript import (
-    Asked,
     Closed,
     Connected,
     ConnectFailure,
@@ -43,14 +42,12 @@ MAX_CONNECTIONS = 131_072  # of one capture that are kept
 MAX_KEPT = 1 << 28  # bytes of them
 MAX_NOTES = 20  # kinds of packets that could not be read
 
-# What a recording of pgprobe's own writes beside the first packet of a connection.
-_COMMENT = re.compile(r"pgprobe attempt (?P<name>.+?)(?:\s+asked=(?P<asked>\w+))?")
-
 
 class Captured(NamedTuple):
     """A connection that a capture holds; ``first_packet`` is its first packet's number.
 
-    ``packets`` counts the packets that were looked at: not the bulk behind the login.
+    ``packets`` counts the packets that were looked at: not the bulk behind the login. ``note`` is
+    what a recording of pgprobe's own says beside it.
     """
 
     transcript: Transcript
@@ -59,6 +56,7 @@ class Captured(NamedTuple):
     client: str
     server: str
     file: str
+    note: Note | None = None
 
 
 class Capture(NamedTuple):
@@ -66,7 +64,8 @@ class Capture(NamedTuple):
 
     ``connections`` are in the order of their first packets, ``secrets`` the texts of its
     Decryption Secrets Blocks (key logs), ``problems`` what could not be read, a sentence each;
-    ``packets`` counts all packets.
+    ``packets`` counts all packets. It ``began`` with the first TCP segment, and ``ended`` with the
+    last packet, in seconds since the epoch; 0 where there is no segment.
     """
 
     file: str
@@ -74,6 +73,8 @@ class Capture(NamedTuple):
     secrets: tuple[bytes, ...]
     problems: tuple[str, ...]
     packets: int = 0
+    began: float = 0.0
+    ended: float = 0.0
 
 
 def read_capture(
@@ -126,14 +127,16 @@ def _read(stream: BinaryIO, name: str, choice: _Choice) -> Capture:
             f"more connections than are kept: {connections.left_out} were left out; --port, or "
             "a part of the file, has fewer"
         )
-    return _capture(connections, reader, (*reader.problems, *notes), reader.packets)
-
-
-def _capture(
-    connections: Connections, reader: Reader, problems: tuple[str, ...], packets: int
-) -> Capture:
     connections.sort()
-    return Capture(connections.file, connections, tuple(reader.secrets), problems, packets)
+    return Capture(
+        file=name,
+        connections=connections,
+        secrets=tuple(reader.secrets),
+        problems=(*reader.problems, *notes),
+        packets=reader.packets,
+        began=streams.began or 0.0,
+        ended=0.0 if streams.began is None else reader.ended,
+    )
 
 
 # -- parts of a file, side by side ---------------------------------------------------------------
@@ -216,7 +219,16 @@ class _Parts:
                 return None
         if self.connections.left_out or self.streams.notes or not self.streams.orderly:
             return None
-        return _capture(self.connections, reader, (), packets)
+        self.connections.sort()
+        return Capture(
+            file=name,
+            connections=self.connections,
+            secrets=tuple(reader.secrets),
+            problems=(),
+            packets=packets,
+            began=self.streams.began or 0.0,
+            ended=0.0 if self.streams.began is None else ended,
+        )
 
     def _go_on(self, part: Part, later: _Later, packets: int) -> None:
         streams, state, before = self.streams, later.state, self.streams.state()
@@ -362,19 +374,15 @@ def _no_collector() -> Iterator[None]:
 
 
 def _captured(conversation: Conversation, number: int, file: str) -> Captured:
-    attempt, asked = f"connection {number}", None
-    noted = _COMMENT.fullmatch(conversation.comment)
-    if noted:
-        attempt = noted["name"]
-        if noted["asked"] in set(Asked):
-            asked = Asked(noted["asked"])
     transcript = Transcript(
-        attempt=attempt,
+        attempt=f"connection {number}",
         door=conversation.server,
         events=conversation.events,
-        asked=asked,
         started=conversation.started,
     )
+    note = read_note(conversation.comment)
+    if note:
+        transcript = note.restored(transcript)
     return Captured(
         transcript,
         conversation.first_packet,
@@ -382,4 +390,5 @@ def _captured(conversation: Conversation, number: int, file: str) -> Captured:
         conversation.client,
         conversation.server,
         file,
+        note,
     )
