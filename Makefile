@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench accuracy lab lab-system lab-versions judges clean
+.PHONY: demo test check bench bench-read check-shared fuzz accuracy lab lab-system lab-versions judges clean
 
 $(READY): setup.cfg pyproject.toml fixtures/lab/requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,15 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m fixtures.bench
+
+bench-read: $(READY)
+	$(BIN)/python -m fixtures.bench_read
+
+check-shared: $(READY)
+	$(BIN)/python -m fixtures.shared_captures $(or $(DIR),../shared/captures)
+
+fuzz: $(READY)
+	$(BIN)/python -m fixtures.fuzz_read
 
 accuracy: $(READY)
 	$(BIN)/python -m fixtures.accuracy

@@ -58,6 +58,8 @@ _SEALED_ALERT = 19  # bytes of an alert's record in TLS 1.3: 2, its type, the AE
 class Phase(Enum):
     """What is being waited for on the wire, or inside TLS."""
 
+    __hash__ = object.__hash__  # Enum's own is slow, and the table is looked up for every segment
+
     OPENING = auto()  # the client has said nothing yet
     SSL_ANSWER = auto()  # SSLRequest said, its one byte awaited
     GSS_ANSWER = auto()  # GSSENCRequest said, its one byte awaited
@@ -281,9 +283,8 @@ class _Observer:
             "startup": seen.startup is not None,
             "authentication": seen.authentication is not None or seen.error is not None,
         }
-        return tuple(
-            fact for fact in FACTS if fact in missing and fact in self._expected and not told[fact]
-        )
+        missing &= self._expected
+        return tuple(fact for fact in FACTS if fact in missing and not told[fact])
 
     @property
     def _expected(self) -> set[str]:
@@ -377,6 +378,9 @@ class _Observer:
             unseen = self.seen.opening is Opening.NOT_CAPTURED and opening is not Opening.STARTUP
             if self.seen.opening is Opening.NOTHING or unseen:
                 self.seen.opening = opening
+            if unseen:  # what was not captured stood before, and was none of this
+                self.lost.discard(Party.SERVER)
+                self.missing.clear()
         self._set(layer, phase)
 
     def _set(self, layer: Layer, phase: Phase) -> None:
@@ -421,7 +425,8 @@ class _Observer:
 
     def _unasked(self, data: bytes, layer: Layer) -> int:
         """The server speaks before any request: some other protocol's greeting."""
-        self._foreign(data, layer)
+        if self.seen.opening is not Opening.NOT_CAPTURED:  # else it may be an answer
+            self._foreign(data, layer)
         return len(data)
 
     def _glued(self, data: bytes, layer: Layer) -> int:
@@ -807,6 +812,9 @@ class _Observer:
         """It may have been answered, or closed, where the capture does not show it."""
         waited = self.seen.gave_up_after is not None or self.seen.left_after is not None
         sealed = bool(self.sealed) and not self.opened
+        # what the server says again and again, the client has not got, whatever it is
+        if len(self.seen.flight_resent) > 1 and Party.CLIENT not in self.sealed:
+            sealed = False
         return Party.SERVER in self.lost or (sealed and not waited)
 
     def _ending_text(self) -> str:
@@ -888,8 +896,8 @@ class _Steps:
             self.end(at, says, reached=False)
 
     def _clear(self) -> None:
-        self._passed = {party: bytearray() for party in Party}
-        self._lengths = dict.fromkeys(Party, 0)
+        self._passed = {Party.CLIENT: bytearray(), Party.SERVER: bytearray()}
+        self._lengths = {Party.CLIENT: 0, Party.SERVER: 0}
 
 
 def _error_text(error: messages.ErrorResponse) -> str:

@@ -27,11 +27,13 @@ FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 MAX_LAYERS = 8  # IP headers, extension headers or tags behind each other
 MAX_DATAGRAMS = 256  # being reassembled at a time
 MAX_DATAGRAM = 65_535  # bytes
+MAX_PIECES = 256  # fragments of a datagram
+FRAGMENTS_WAIT = 30.0  # seconds for the other fragments; then the identification is used again
 
 _VLAN_TAGS = {0x8100, 0x88A8, 0x9100}
 _ETHERTYPES = {0x0800: 4, 0x86DD: 6}
 _FAMILIES = {2: 4, 10: 6, 24: 6, 28: 6, 30: 6}  # AF_INET and the AF_INET6 of several systems
-_SKIPPED_HEADERS = {0: 8, 43: 8, 60: 8, 135: 8, 139: 8, 140: 8}  # extension headers: their unit
+_SKIPPED_HEADERS = {0, 43, 60, 135, 139, 140}  # extension headers that say their length alike
 _AUTHENTICATION, _FRAGMENT = 51, 44
 _TCP, _UDP, _IPIP, _IP6_IN_IP, _GRE = 6, 17, 4, 41, 47
 _TUNNEL_PORTS = {4789: "VXLAN", 8472: "VXLAN", 6081: "Geneve"}  # 8472: Linux's older default
@@ -53,7 +55,8 @@ class Segment(NamedTuple):
     """A TCP segment; addresses as "addr:port", IPv6 in brackets.
 
     ``at`` is in seconds since the epoch. ``cut`` is how many bytes of payload the packet had and
-    the capture does not. ``ip_id`` is None where there is none to go by (IPv6).
+    the capture does not. ``ip_id`` is None where there is none to go by (IPv6); ``whole``: its
+    sender forbade fragments (DF).
     """
 
     at: float
@@ -66,20 +69,28 @@ class Segment(NamedTuple):
     cut: int = 0
     ttl: int = 64
     ip_id: int | None = None
+    whole: bool = False
 
 
-class _Fragments(NamedTuple):
+class _Fragments:
     """A datagram that is not whole yet: its pieces by offset, and where it ends once known."""
 
-    pieces: dict[int, bytes]
-    end: list[int]
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.pieces: dict[int, bytes] = {}
+        self.held = 0  # bytes of all pieces
+        self.end: int | None = None
 
 
 class Decoder:
-    """Reads packets; remembers only the fragments of datagrams that are not whole yet."""
+    """Reads packets; remembers only the fragments of datagrams that are not whole yet.
+
+    ``notes`` count what could not be read, ``fragments`` how many there were.
+    """
 
     def __init__(self) -> None:
         self.notes: Counter[str] = Counter()
+        self.fragments = 0
         self._datagrams: dict[tuple[object, ...], _Fragments] = {}
 
     def segment(self, link: int, at: float, data: bytes, length: int) -> Segment | None:
@@ -101,7 +112,19 @@ class Decoder:
                 payload = data[begins:end]
                 return _tuple(
                     Segment,
-                    (at, source, destination, seq, ack, flags, payload, 0, ttl, ip_id),
+                    (
+                        at,
+                        source,
+                        destination,
+                        seq,
+                        ack,
+                        flags,
+                        payload,
+                        0,
+                        ttl,
+                        ip_id,
+                        bool(fragment & 0x4000),
+                    ),
                 )
         try:
             return self._link(link, at, data, length, 0)
@@ -148,15 +171,19 @@ class Decoder:
             return None
         _scapy("scapy.layers.all", "__name__")  # makes the link types known
         layer = classes.l2types.num2layer.get(link)
-        frame: Any = layer(data) if layer else None
-        for name in ("IP", "IPv6"):
-            inner = frame.getlayer(name) if frame is not None else None
-            if inner is not None:
-                start = len(data) - len(inner.original)
-                return self._ip(at, data, start, length, depth + 1)
         if layer is None:
             self.notes[f"of {what}, which nobody here knows"] += 1
-        return None
+            return None
+        try:
+            frame: Any = layer(data)
+            found = [frame.getlayer(name) for name in ("IP", "IPv6")]
+        except Exception:  # scapy raises what it likes at hostile bytes
+            self.notes[f"of {what} that scapy cannot read"] += 1
+            return None
+        inner = next((each for each in found if each is not None), None)
+        if inner is None:
+            return None
+        return self._ip(at, data, data.find(inner.original), length, depth + 1)
 
     # -- IP ----------------------------------------------------------------------------------
 
@@ -184,12 +211,13 @@ class Decoder:
                 self.notes["fragments that the snapshot length cut"] += 1
                 return None
             offset, more = (fragment & 0x1FFF) * 8, bool(fragment & 0x2000)
-            whole = self._reassembled(key, offset, piece, more)
+            whole = self._reassembled(key, at, offset, piece, more)
             if whole is None:
                 return None
             data, start, header, end = whole, 0, 0, len(whole)
+        ident = ip_id, bool(fragment & 0x4000)
         return self._transport(
-            protocol, at, data, start + header, end, source, destination, ttl, ip_id, depth
+            protocol, at, data, start + header, end, source, destination, ttl, ident, depth
         )
 
     def _ipv6(self, at: float, data: bytes, start: int, length: int, depth: int) -> Segment | None:
@@ -211,43 +239,57 @@ class Decoder:
                     self.notes["fragments that the snapshot length cut"] += 1
                     return None
                 key = (source, destination, ident)
-                whole = self._reassembled(key, field & 0xFFF8, piece, bool(field & 1))
+                whole = self._reassembled(key, at, field & 0xFFF8, piece, bool(field & 1))
                 if whole is None:
                     return None
                 protocol, data, start, end = follows, whole, 0, len(whole)
             else:
                 break
+        ident = None, False
         return self._transport(
-            protocol, at, data, start, end, source, destination, ttl, None, depth
+            protocol, at, data, start, end, source, destination, ttl, ident, depth
         )
 
     def _reassembled(
-        self, key: tuple[object, ...], offset: int, piece: bytes, more: bool
+        self, key: tuple[object, ...], at: float, offset: int, piece: bytes, more: bool
     ) -> bytes | None:
-        """The datagram's payload once all its fragments are there; the first come wins."""
+        """The datagram's payload once all its fragments are there.
+
+        Fragments that overlap make nothing: RFC 5722 section 4, and what stacks do with IPv4's.
+        """
+        self.fragments += 1
         if offset + len(piece) > MAX_DATAGRAM:
             self.notes["fragments of more than 65,535 bytes"] += 1
             return None
         datagram = self._datagrams.get(key)
+        if datagram is not None and at - datagram.began > FRAGMENTS_WAIT:
+            self._give_up(key)
+            datagram = None
         if datagram is None:
             if len(self._datagrams) == MAX_DATAGRAMS:
-                del self._datagrams[next(iter(self._datagrams))]
-                self.notes["fragments whose other fragments did not come"] += 1
-            datagram = self._datagrams[key] = _Fragments({}, [])
-        datagram.pieces.setdefault(offset, piece)
-        if not more:
-            datagram.end.append(offset + len(piece))
-        if not datagram.end:
-            return None
-        whole = bytearray()
-        for begins, part in sorted(datagram.pieces.items()):
-            if begins > len(whole):
-                return None
-            whole += part[len(whole) - begins :]
-        if len(whole) < datagram.end[0]:
-            return None
+                self._give_up(next(iter(self._datagrams)))
+            datagram = self._datagrams[key] = _Fragments(at)
+        if offset not in datagram.pieces:
+            datagram.pieces[offset] = piece
+            datagram.held += len(piece)
+        if not more and datagram.end is None:
+            datagram.end = offset + len(piece)
+        if datagram.held > MAX_DATAGRAM or len(datagram.pieces) > MAX_PIECES:
+            self._give_up(key)
+        elif datagram.end is not None and datagram.held >= datagram.end:
+            whole = bytearray()
+            for begins, part in sorted(datagram.pieces.items()):
+                if begins == len(whole):
+                    whole += part
+            if len(whole) == datagram.held == datagram.end:
+                del self._datagrams[key]
+                return bytes(whole)
+            self._give_up(key)
+        return None
+
+    def _give_up(self, key: tuple[object, ...]) -> None:
         del self._datagrams[key]
-        return bytes(whole[: datagram.end[0]])
+        self.notes["fragments that do not make a datagram"] += 1
 
     # -- transport and tunnels ---------------------------------------------------------------
 
@@ -261,7 +303,7 @@ class Decoder:
         source: bytes,
         destination: bytes,
         ttl: int,
-        ip_id: int | None,
+        ident: tuple[int | None, bool],
         depth: int,
     ) -> Segment | None:
         match protocol:
@@ -281,7 +323,8 @@ class Decoder:
                     payload=payload,
                     cut=end - begins - len(payload),
                     ttl=ttl,
-                    ip_id=ip_id,
+                    ip_id=ident[0],
+                    whole=ident[1],
                 )
             case 4 | 41:
                 return self._ip(at, data, start, end, depth + 1)
@@ -307,14 +350,16 @@ class Decoder:
             return None
         if depth >= MAX_LAYERS or not data:
             return None
+        size = _header_size(what, data)
+        if len(data) < size:
+            raise IndexError
         try:
-            header = layer(data[: _header_size(what, data)])
+            header = layer(data[:size])
+            kind = _BRIDGED if what == "VXLAN" else int(header.proto)
         except Exception:  # scapy raises what it likes at hostile bytes
             self.notes[f"{what} headers that scapy cannot read"] += 1
             return None
-        size = _header_size(what, data)
         inner, left = data[size:], length - size
-        kind = _BRIDGED if what == "VXLAN" else int(header.proto)
         if kind == _BRIDGED:
             return self._link(ETHERNET, at, inner, left, depth + 1)
         return self._link(IPV4, at, inner, left, depth + 1) if kind in _ETHERTYPES else None

@@ -519,7 +519,8 @@ def proxy_says_s(evidence: Evidence, end: TlsEnd, routing: Routing) -> bool:
     if routing is Routing.NOT_ROUTED or dead_backend(evidence):
         return True
     control, lost, direct = evidence.control, evidence.unknown, evidence.direct
-    assert control is not None
+    if control is None:  # every client cut its SSLRequest in two: nobody is plain
+        return False
     if direct and direct.established and nothing_behind_request(evidence):
         return True  # who speaks TLS there would have gone on behind its S
     routed = control.established is not None

@@ -18,6 +18,7 @@ opens or closes a connection (SYN, FIN, RST) is never ignored.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import struct
@@ -30,6 +31,8 @@ CHUNK = 1 << 18  # bytes read at a time
 MAX_BLOCK = 1 << 24  # bytes; Wireshark's own bound for a block
 MAX_INTERFACES = 1 << 16  # in a section
 MAX_SECRETS = 1 << 24  # bytes of key logs in all Decryption Secrets Blocks
+MAX_SECRETS_BLOCKS = 4_096
+MAX_TIME = 253_402_300_799.0  # seconds since the epoch: the last that a calendar has, year 9999
 MAX_COMMENT = 4_096  # bytes
 
 SECTION_HEADER, INTERFACE, OBSOLETE_PACKET, SIMPLE_PACKET = 0x0A0D0D0A, 1, 2, 3
@@ -41,15 +44,15 @@ SHB_USERAPPL, IF_NAME, IF_DESCRIPTION = 4, 2, 3
 ETHERNET, NULL, RAW, LOOP, SLL, IPV4, IPV6, SLL2 = 1, 0, 101, 108, 113, 228, 229, 276
 RAW_TYPES = (RAW, 12, 14, IPV4, IPV6)  # 12 and 14: DLT_RAW of some systems, written by mistake
 
-_PCAP_MAGIC = {  # the first four bytes: byte order and ticks a second
+PCAP_MAGIC = {  # the first four bytes: byte order and ticks a second
     b"\xd4\xc3\xb2\xa1": ("<", 1_000_000),
     b"\xa1\xb2\xc3\xd4": (">", 1_000_000),
     b"\x4d\x3c\xb2\xa1": ("<", 1_000_000_000),
     b"\xa1\xb2\x3c\x4d": (">", 1_000_000_000),
 }
 _ENHANCED_HEAD = "III16x"  # block type, its length, interface; then times and lengths
-_PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
-_ORDER_MAGIC = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
+PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
+ORDER_MAGIC = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -116,10 +119,12 @@ class _Quick(NamedTuple):
     v4: Callable[[bytearray, int], tuple[Any, ...]]
     v6: Callable[[bytearray, int], tuple[Any, ...]]
     look: int
-    kinds: tuple[bytes, bytes]
+    kind4: int | bytes  # what says that IPv4 follows, in the file's byte order; nothing does: b""
+    kind6: int | bytes
     fragmented: int  # mask of the fragment field, in the file's byte order
 
 
+@functools.lru_cache(maxsize=64)
 def _quick(link: int, order: str, record: str) -> _Quick:
     """For a link type; ``record`` is the format of what stands before the packet."""
     shapes = _SHAPES.get(link, _SHAPES[ETHERNET])
@@ -127,12 +132,14 @@ def _quick(link: int, order: str, record: str) -> _Quick:
     for shape in shapes:
         size = len(shape.kind)
         gap = shape.ip_at - shape.kind_at - size
-        begin.append(f"{order}{record}{shape.kind_at}x{size}s{gap}x")
+        begin.append(f"{order}{record}{shape.kind_at}x{'H' if size else '0s'}{gap}x")
     v4, v6 = Struct(begin[0] + "B5xH1xB2x12s9xB"), Struct(begin[1] + "B5xB1x36s9xB")
-    # an unknown link type has no kind at all: nothing is quick
-    kinds = (shapes[0].kind, shapes[1].kind) if link in _SHAPES else (b"-", b"-")
+    # a number is compared faster than bytes; an unknown link type has none: nothing is quick
+    code = Struct(order + "H").unpack
+    kinds = [code(shape.kind)[0] if shape.kind else b"" for shape in shapes]
+    kinds = kinds if link in _SHAPES else [-1, -1]
     mask = 0xFF3F if order == "<" else 0x3FFF
-    return _Quick(v4.unpack_from, v6.unpack_from, v6.size, kinds, mask)
+    return _Quick(v4.unpack_from, v6.unpack_from, v6.size, kinds[0], kinds[1], mask)
 
 
 def key_of(link: int, data: bytes) -> bytes | None:
@@ -164,13 +171,17 @@ class Reader:
     """The packets of one capture, and what was found beside them.
 
     ``secrets`` are the texts of the Decryption Secrets Blocks, ``packets`` how many there were,
-    ``problems`` what could not be read. Raises :class:`NotACapture` at once.
+    ``problems`` what could not be read. ``position`` is where the packet given last begins in
+    the stream, ``ended`` the time of the file's last packet; ``context`` counts the blocks that
+    say how others are to be read. Raises :class:`NotACapture` at once.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self.secrets: list[bytes] = []
         self.problems: list[str] = []
-        self.packets = 0
+        self.packets = self.position = self.context = 0
+        self.ended = 0.0
+        self._secret_bytes = 0
         self.window = _Window(stream)
         self._begin()
 
@@ -181,18 +192,18 @@ class Reader:
             window = self.window = _Window(_Unzipped(window))
             head = self._need(0, 4)
         if not head:
-            raise NotACapture("it is empty: " + (window.failure or "not even a file header"))
+            raise NotACapture(window.failure or "it is empty: not even a file header")
         self.magic = head
-        if head in _PCAP_MAGIC:
+        if head in PCAP_MAGIC:
             if len(self._need(0, 24)) < 24:
                 raise NotACapture("it is a pcap file that ends within its header")
-            self.order, self.ticks = _PCAP_MAGIC[head]
+            self.order, self.ticks = PCAP_MAGIC[head]
             # the link type shares its word with the length of a frame check sequence
             (word,) = struct.unpack_from(self.order + "I", window.buffer, 20)
             self.link = word & 0xFFFF
-        elif head == _PCAPNG_MAGIC:
+        elif head == PCAPNG_MAGIC:
             start = self._need(0, 12)
-            if len(start) < 12 or start[8:12] not in _ORDER_MAGIC:
+            if len(start) < 12 or start[8:12] not in ORDER_MAGIC:
                 raise NotACapture("it begins as a pcapng file and has no byte order")
         else:
             raise NotACapture(f"it is neither pcap nor pcapng: it begins with {head.hex(' ')}")
@@ -211,7 +222,7 @@ class Reader:
         that is cheap: some come all the same.
         """
         ignored = set() if ignored is None else ignored
-        found = self._pcap(ignored) if self.magic in _PCAP_MAGIC else self._pcapng(ignored)
+        found = self._pcap(ignored) if self.magic in PCAP_MAGIC else self._pcapng(ignored)
         yield from found
         if self.window.failure:
             self.problems.append(self.window.failure)
@@ -221,12 +232,12 @@ class Reader:
     def _pcap(self, ignored: set[bytes]) -> Iterator[Packet]:
         window, link, ticks = self.window, self.link, self.ticks
         header = Struct(self.order + "IIII").unpack_from
-        v4, v6, look, (kind4, kind6), fragmented = _quick(link, self.order, "8xI4x")
+        v4, v6, look, kind4, kind6, fragmented = _quick(link, self.order, "8xI4x")
         least = look - 36  # bytes of a packet that v4 needs; v6 needs 20 more
         buffer, size, at, number = window.buffer, window.size, 24, 0
         while True:
-            known = None
-            if size - at >= look:  # this is what runs for almost every packet
+            known, begins, upto = None, at, size - look
+            while at <= upto:  # this is what runs for almost every packet
                 captured, kind, first, fragment, protocol, key, flags = v4(buffer, at)
                 if (
                     first == 0x45
@@ -235,19 +246,28 @@ class Reader:
                     and not fragment & fragmented
                     and captured >= least
                 ):
-                    known = key
-                    if key in ignored and not flags & 7 and at + 16 + captured <= size:
+                    if key in ignored and not flags & 7:
+                        begins = at
                         at += 16 + captured
                         number += 1
                         continue
+                    known = key
                 elif first & 0xF0 == 0x60:
                     captured, kind, _, protocol, key, flags = v6(buffer, at)
                     if protocol == 6 and kind == kind6 and captured >= least + 20:
-                        known = key
-                        if key in ignored and not flags & 7 and at + 16 + captured <= size:
+                        if key in ignored and not flags & 7:
+                            begins = at
                             at += 16 + captured
                             number += 1
                             continue
+                        known = key
+                break
+            if at > size:  # the last one is not all there
+                at = begins
+                number -= 1
+            elif begins < at:  # of those left out
+                seconds, fraction, _, _ = header(buffer, begins)
+                self.ended = seconds + fraction / ticks
             self.packets = number
             if size - at < 16:
                 at = window.slide(at, 16)
@@ -264,14 +284,17 @@ class Reader:
                 buffer, size = window.buffer, window.size
                 if size < end:
                     break
+                if size >= look:
+                    continue  # now that it is there, it may be one to leave out
             data = bytes(buffer[at + 16 : end])
+            self.position = window.start + at
             at = end
             number += 1
             self.packets = number
             if length < captured:
                 length = captured
             known = known or key_of(link, data)
-            when = seconds + fraction / ticks
+            self.ended = when = seconds + fraction / ticks
             yield _tuple(Packet, (number, when, link, data, length, "", known))
         self._ended(size - at)
 
@@ -294,12 +317,13 @@ class Reader:
         window = self.window
         interfaces: list[Interface] = []
         order, last = "<", 0.0
-        v4, v6, look, (kind4, kind6), fragmented = _quick(-1, order, _ENHANCED_HEAD)
+        v4, v6, look, kind4, kind6, fragmented = _quick(-1, order, _ENHANCED_HEAD)
         same: set[int] = set()  # interfaces of the link type that is quick now
         least = look - 20  # bytes of a block that v4 needs
         buffer, size, at, number = window.buffer, window.size, 0, 0
         while True:
-            if size - at >= look:  # this is what runs for almost every packet
+            begins, upto = at, size - look
+            while at <= upto:  # this is what runs for almost every packet
                 block, total, source, kind, first, fragment, protocol, key, flags = v4(buffer, at)
                 if (
                     key in ignored
@@ -310,9 +334,10 @@ class Reader:
                     and kind == kind4
                     and block == 6
                     and source in same
-                    and least <= total <= size - at
+                    and total >= least
                     and not total & 3
                 ):
+                    begins = at
                     at += total
                     number += 1
                     continue
@@ -325,23 +350,30 @@ class Reader:
                         and kind == kind6
                         and block == 6
                         and source in same
-                        and look <= total <= size - at
+                        and total >= look
                         and not total & 3
                     ):
+                        begins = at
                         at += total
                         number += 1
                         continue
+                break
+            if at > size:  # the last one is not all there
+                at = begins
+                number -= 1
+            elif begins < at:  # of those left out
+                self.ended = _time(struct.unpack_from(order + "8xIII", buffer, begins), interfaces)
             self.packets = number
             if size - at < 12:
                 at = window.slide(at, 12)
                 buffer, size = window.buffer, window.size
                 if size < 12:
                     break
-            if buffer[at : at + 4] == _PCAPNG_MAGIC:
+            if buffer[at : at + 4] == PCAPNG_MAGIC:
                 magic = bytes(buffer[at + 8 : at + 12])
-                if magic not in _ORDER_MAGIC:
+                if magic not in ORDER_MAGIC:
                     return self._damaged("follows on a section without a byte order")
-                order, interfaces, same = _ORDER_MAGIC[magic], [], set()
+                order, interfaces, same = ORDER_MAGIC[magic], [], set()
             block, total = struct.unpack_from(order + "II", buffer, at)
             if total < 12 or total % 4 or total > MAX_BLOCK:
                 return self._damaged(f"is in, or follows on, a block of {total} bytes, it says")
@@ -350,19 +382,22 @@ class Reader:
                 buffer, size = window.buffer, window.size
                 if size < total:
                     break
+                if size >= look:
+                    continue  # now that it is there, it may be one to leave out
             body = bytes(buffer[at + 8 : at + total - 4])
+            self.position = window.start + at
             at += total
+            if block in (SECTION_HEADER, INTERFACE, SIMPLE_PACKET, DECRYPTION_SECRETS):
+                self.context += 1
             try:
                 if block in (ENHANCED_PACKET, SIMPLE_PACKET, OBSOLETE_PACKET):
                     packet, source = self._packet(order, block, body, interfaces, last)
-                    last = packet.at
+                    self.ended = last = packet.at
                     self.packets = number = number + 1
                     if source not in same:
                         link = packet.link
                         same = {n for n, each in enumerate(interfaces) if each.link == link}
-                        v4, v6, look, (kind4, kind6), fragmented = _quick(
-                            link, order, _ENHANCED_HEAD
-                        )
+                        v4, v6, look, kind4, kind6, fragmented = _quick(link, order, _ENHANCED_HEAD)
                         least = look - 20
                     yield packet
                 elif block == INTERFACE:
@@ -389,8 +424,7 @@ class Reader:
             number, *rest = struct.unpack_from(order + layout, body)
             high, low, captured, length = rest[-4:]
             interface, start = interfaces[number], 20
-            ticks = (high << 32 | low) + interface.offset * interface.ticks
-            when = ticks / interface.ticks
+            when = _time((number, high, low), interfaces)
         if captured > len(body) - start:
             raise IndexError
         data = body[start : start + captured]
@@ -407,11 +441,21 @@ class Reader:
         kind, length = struct.unpack_from(order + "II", body)
         if kind != TLS_KEY_LOG:
             return
-        if sum(map(len, self.secrets)) + length > MAX_SECRETS:
-            says = f"more than {MAX_SECRETS} bytes of secrets: the rest was not taken"
+        text = body[8 : 8 + length]
+        self._secret_bytes += len(text)
+        if self._secret_bytes > MAX_SECRETS or len(self.secrets) == MAX_SECRETS_BLOCKS:
+            says = "more secrets than are taken from one file: the rest was left out"
             self.problems.extend([says] if says not in self.problems else [])
             return
-        self.secrets.append(body[8 : 8 + length])
+        self.secrets.append(text)
+
+
+def _time(stamp: tuple[int, ...], interfaces: list[Interface]) -> float:
+    """In seconds since the epoch, from an interface's number and the halves of a time stamp."""
+    number, high, low = stamp
+    interface = interfaces[number]
+    ticks = (high << 32 | low) + interface.offset * interface.ticks
+    return min(max(ticks / interface.ticks, 0.0), MAX_TIME)
 
 
 def _interface(order: str, body: bytes) -> Interface:
@@ -487,7 +531,8 @@ class _Unzipped:
 
     def readinto(self, room: memoryview) -> int:
         try:
-            return self.file.readinto(room)
+            # one piece at a time: what was unpacked before the damage must not be lost with it
+            return self.file.readinto1(room)
         except EOFError:
             self.failure = "the gzip file is cut off: everything before that was read"
         except (OSError, zlib.error) as problem:

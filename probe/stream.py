@@ -26,7 +26,9 @@ below; what they cost is counted in :attr:`Streams.notes`.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import itertools
+import math
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
@@ -55,7 +57,9 @@ POSTGRESQL_PORT = 5432
 
 MAX_FLOWS = 65_536  # connections followed at a time
 MAX_LEFT_OUT = 131_072  # connections remembered as not wanted
-MAX_HELD = 1 << 27  # bytes of all connections that are followed
+MAX_HELD = 1 << 27  # bytes of all connections that are followed, with what these cost:
+FLOW_COST, EVENT_COST, SEGMENT_COST = 2_048, 256, 512  # bytes beside the payload
+MAX_CLOSING = 65_536  # closed connections that wait for stragglers
 MAX_SAID = 65_536  # bytes that are kept of a side
 MAX_DELIVERIES = 4_096  # segments with data, of both sides
 MAX_EVENTS = 16_384  # of a connection
@@ -66,9 +70,12 @@ MAX_WAITING = 16  # segments of a connection that wait for what they acknowledge
 WAIT_FOR_ACKED = 0.02  # seconds, likewise
 CAPTURED_TWICE = 0.002  # seconds; no stack retransmits that soon
 LINGER = 1.0  # seconds that a closed connection waits for stragglers
+DISORDER = 0.2  # seconds by which times may go back, as those of several queues do
 UNANSWERED = 1.0  # seconds; the least time after which any stack sends its SYN again (RFC 6298)
 SESSION_RECORDS = 12  # application data records of a client: it is past its login
 SESSION_QUERIES = 4  # messages in clear that only a session has
+STEADY, STEADY_STEP = 4, 16  # packets whose IP identification counts up, by no more than that
+SOON, FAR = 1.0, 4_096  # seconds in which no counter gets so far
 REMEMBERED = 32  # segments of a side, to tell what is said again
 
 _tuple = tuple.__new__  # a named tuple without the cost of its names
@@ -92,6 +99,23 @@ class Conversation(NamedTuple):
     comment: str = ""
 
 
+class State(NamedTuple):
+    """Where the connections of a part of a capture stand at its end.
+
+    ``orderly``: nothing had to make room, and times did not go back; ``earliest`` and ``now`` are
+    its first and last.
+    """
+
+    flows: tuple[_Flow, ...]
+    left_out: tuple[tuple[str, str], ...]
+    now: float
+    began: float | None
+    earliest: float
+    orderly: bool
+    most_flows: int
+    most_held: int
+
+
 class Streams:
     """All connections of a capture; each goes to ``give`` when it ends, or at :meth:`finish`.
 
@@ -112,30 +136,42 @@ class Streams:
         self._only = frozenset(map(str, ports)) if ports else None
         self._postgresql = self._only or frozenset([str(POSTGRESQL_PORT)])
         self._everything = everything
-        self._flows: dict[tuple[str, str], _Flow] = {}
-        self._left_out: dict[tuple[str, str], None] = {}
+        # the oldest first: a plain dict would search for it among what was deleted
+        self._flows: OrderedDict[tuple[str, str], _Flow] = OrderedDict()
+        self._left_out: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._closing: deque[tuple[float, _Flow]] = deque()
-        self._held = 0
-        self._now = 0.0
+        self.held = self.most_held = self.most_flows = 0
+        self.now, self.earliest = 0.0, math.inf
+        self.began: float | None = None  # at its first segment
+        self.orderly = True  # times go back by no more than DISORDER
 
     def take(self, segment: Segment, number: int, comment: str = "") -> bool:
         """The next segment, which packet ``number`` holds; False: no more of its bulk is wanted.
 
         "Bulk" is whatever has neither SYN nor FIN nor RST set.
         """
-        if segment.at > self._now:
-            self._now = segment.at
-        if self._closing and self._closing[0][0] < self._now - LINGER:
+        at = segment.at
+        if at > self.now:
+            self.now = at
+        elif at < self.now - DISORDER:
+            self.orderly = False
+        if at < self.earliest:
+            self.began = at if self.began is None else self.began
+            self.earliest = at
+        if self._closing and self._closing[0][0] < self.now - LINGER - DISORDER:
             self._let_go()
         name = segment[1:3]
         sender: Party | None = Party.CLIENT
         flow = self._flows.get(name)
         if flow is None:
             flow, sender = self._flows.get(name[::-1]), Party.SERVER
+        if flow is not None and flow.closed_at is not None and at - flow.closed_at > LINGER:
+            self._end(flow, at)
+            flow = None
         opens = segment.flags & SYN
         if opens and not segment.flags & ACK:
             if flow is not None and (sender is Party.SERVER or flow.reused(segment)):
-                self._end(flow)
+                self._end(flow, at)
                 flow = None
             sender = Party.CLIENT
         if flow is None:
@@ -147,15 +183,70 @@ class Streams:
         assert sender is not None
         before = flow.size
         flow.take(segment, sender)
-        self._held += flow.size - before
+        self.held += flow.size - before
+        if self.held > self.most_held:
+            self.most_held = min(self.held, MAX_HELD)
+            if self.held > MAX_HELD:
+                self._make_room()
         if flow.kept and not flow.closed:
             return not flow.past
-        return self._judged(flow)
+        return self._judged(flow, at)
 
-    def finish(self) -> None:
-        """The capture ends here."""
+    def finish(self, at: float | None = None) -> None:
+        """The capture ends here, at this time; None: with the last segment."""
         for flow in list(self._flows.values()):
-            self._end(flow)
+            self._end(flow, self.now if at is None else at)
+
+    # -- several parts of one capture --------------------------------------------------------
+
+    def wants(self, name: tuple[str, str]) -> bool:
+        """Whether :meth:`take` may do anything with bulk between these ends, in either order."""
+        back = name[::-1]
+        flow = self._flows.get(name) or self._flows.get(back)
+        if flow is not None:
+            return not flow.past
+        return name not in self._left_out and back not in self._left_out
+
+    def state(self) -> State:
+        """What a later part of the same capture goes on from."""
+        return State(
+            tuple(self._flows.values()),
+            tuple(self._left_out),
+            self.now,
+            self.began,
+            self.earliest,
+            self.orderly and not self.notes and len(self._left_out) < MAX_LEFT_OUT,
+            self.most_flows,
+            self.most_held,
+        )
+
+    def knows(self, name: tuple[str, str], *, opens: bool) -> bool:
+        """Whether what was read before decides what the first segment between these ends does.
+
+        ``opens``: it has SYN set, which begins anew whatever was left out.
+        """
+        back = name[::-1]
+        if name in self._flows or back in self._flows:
+            return True
+        return not opens and (name in self._left_out or back in self._left_out)
+
+    def adopt(self, later: State, packets: int, without: Collection[tuple[str, str]]) -> None:
+        """Go on from what another read in the part behind ``packets``, ``without`` some names."""
+        for name in later.left_out:
+            if name not in without and name[::-1] not in without:
+                self._left_out[name] = None
+        for flow in later.flows:
+            name = flow.client.name, flow.server.name
+            if name not in without and name[::-1] not in without:
+                self._left_out.pop(name, None)
+                self._left_out.pop(name[::-1], None)
+                flow.first_packet += packets
+                self._flows[name] = flow
+                self.held += flow.size
+                if flow.closed_at is not None:
+                    self._closing.append((flow.closed_at, flow))
+        self.now = max(self.now, later.now)
+        self.began = later.began if self.began is None else self.began
 
     # -- the life of a flow ------------------------------------------------------------------
 
@@ -187,22 +278,26 @@ class Streams:
         if not begins:
             flow.begin_in_the_middle()
         self._flows[client, server] = flow
-        if len(self._flows) > MAX_FLOWS or self._held > MAX_HELD:
-            self._make_room()
+        self.held += flow.size
+        if len(self._flows) > self.most_flows:
+            self.most_flows = min(len(self._flows), MAX_FLOWS)
+            if len(self._flows) > MAX_FLOWS:
+                self._make_room()
         return flow, sender
 
     def _who(self, segment: Segment) -> Party:
         """Who sent a segment of a connection whose beginning was not captured."""
-        if _judge(segment.payload, postgresql=True):
+        said = segment.payload
+        if said[:2] == b"\x16\x03" and said[5:6] in (b"\1", b"\2"):  # a Client- or ServerHello
+            return Party.CLIENT if said[5] == hello.CLIENT_HELLO else Party.SERVER
+        if _judge(said, postgresql=False):
             return Party.CLIENT
-        if segment.payload[:2] == b"\x16\x03" and segment.payload[5:6] == b"\x02":
-            return Party.SERVER  # a ServerHello
         source, destination = _port(segment.source), _port(segment.destination)
-        if source in self._postgresql or destination in self._postgresql:
+        if (source in self._postgresql) is not (destination in self._postgresql):
             return Party.CLIENT if destination in self._postgresql else Party.SERVER
         return Party.CLIENT if int(source) > int(destination) else Party.SERVER
 
-    def _judged(self, flow: _Flow) -> bool:
+    def _judged(self, flow: _Flow, at: float) -> bool:
         """Whether more of it is wanted; it ends here if it is not to be kept at all."""
         if flow.kept is None and flow.head:
             flow.kept = _judge(bytes(flow.head), flow.postgresql)
@@ -215,13 +310,17 @@ class Streams:
         if flow.kept is False:
             self._forget(flow)
             return False
-        if flow.closed and not flow.closing:
-            flow.closing = True
-            self._closing.append((self._now, flow))
+        if flow.closed and flow.closed_at is None:
+            flow.closed_at = at
+            self._closing.append((at, flow))
+            if len(self._closing) > MAX_CLOSING:
+                self._end_closed()
         return not flow.past
 
-    def _end(self, flow: _Flow) -> None:
-        flow.finish(self._now)
+    def _end(self, flow: _Flow, at: float) -> None:
+        before = flow.size
+        flow.finish(at)
+        self.held += flow.size - before
         self._forget(flow)
         if flow.kept is None:  # the client said nothing, or not enough to tell
             flow.kept = flow.postgresql
@@ -232,26 +331,30 @@ class Streams:
         name = flow.client.name, flow.server.name
         if self._flows.get(name) is flow:
             del self._flows[name]
-            self._held -= flow.size
+            self.held -= flow.size
             self._left_out[name] = None
             if len(self._left_out) > MAX_LEFT_OUT:
-                del self._left_out[next(iter(self._left_out))]
+                self._left_out.popitem(last=False)
 
     def _let_go(self) -> None:
-        while self._closing and self._closing[0][0] < self._now - LINGER:
-            _, flow = self._closing.popleft()
-            if self._flows.get((flow.client.name, flow.server.name)) is flow:
-                self._end(flow)
+        while self._closing and self._closing[0][0] < self.now - LINGER - DISORDER:
+            self._end_closed()
+
+    def _end_closed(self) -> None:
+        """The one that closed first has waited long enough, unless it has ended otherwise."""
+        at, flow = self._closing.popleft()
+        if self._flows.get((flow.client.name, flow.server.name)) is flow:
+            self._end(flow, at)
 
     def _make_room(self) -> None:
         """The oldest must go: what it said is told, but a SYN alone is only counted."""
-        while self._flows and (len(self._flows) > MAX_FLOWS or self._held > MAX_HELD):
+        while self._flows and (len(self._flows) > MAX_FLOWS or self.held > MAX_HELD):
             flow = next(iter(self._flows.values()))
             if flow.events_beyond_syn:
                 self.notes[
                     "connections at the same time: the oldest were not read to their end"
                 ] += 1
-                self._end(flow)
+                self._end(flow, self.now)
             else:
                 self.notes["half-open connections were forgotten to make room for others"] += 1
                 self._forget(flow)
@@ -348,7 +451,7 @@ class _Side:
         self.next = 0  # everything before it was told
         self.acked = 0  # everything before it has arrived
         self.said = 0  # bytes of data that were told
-        self.pending: dict[int, tuple[bytes, int, bool, Segment]] | None = None
+        self.pending: dict[int, tuple[bytes, int, bool]] | None = None
         # of its last segments: begins, ends, at, IP identification
         self.recent: deque[tuple[int, int, float, int | None]] | None = None
         self.fin = self.reset = False
@@ -362,11 +465,33 @@ class _Side:
         return self.next + (ahead - 0x100000000 if ahead & 0x80000000 else ahead)
 
 
+def _foreign_id(reset: Segment, side: _Side) -> str:
+    """Why a RST is not its sender's, by its IP identification; empty: it may well be.
+
+    A connection's own counter goes up by one with each packet, a machine's counter by one with
+    each packet to anybody, and neither runs far in a second. What a stack sends without a
+    connection has 0 or, where fragments are not forbidden, anything (Linux, ``ip_select_ident``).
+    """
+    recent = list(side.recent or ())[-STEADY:]
+    if not reset.whole or not reset.ip_id or len(recent) < STEADY:
+        return ""
+    idents = [ident or 0 for _, _, _, ident in recent]
+    steps = [(b - a) & 0xFFFF for a, b in itertools.pairwise(idents)]
+    steady = all(idents) and all(0 < step <= STEADY_STEP for step in steps)
+    ahead = (reset.ip_id - idents[-1]) & 0xFFFF
+    if not steady or reset.at - recent[-1][2] > SOON or min(ahead, 0x10000 - ahead) < FAR:
+        return ""
+    return (
+        f"IP identification {reset.ip_id}, where its other packets count up and were at "
+        f"{idents[-1]}"
+    )
+
+
 class _Flow:
     """A connection being put together."""
 
     __slots__ = (
-        "agreed", "at", "client", "closed", "closing", "comment", "connected", "deliveries",
+        "agreed", "at", "client", "closed", "closed_at", "comment", "connected", "deliveries",
         "events", "first_packet", "head", "holes", "kept", "last_syn", "packets", "past",
         "postgresql", "queries", "refused", "server", "session_records", "size", "started",
         "syns", "waiting",
@@ -381,7 +506,7 @@ class _Flow:
         self.at = 0.0  # of the last event: they are in order
         self.events: list[Event] = []
         self.packets = 0
-        self.size = 0  # bytes held
+        self.size = FLOW_COST  # bytes held
         self.head = bytearray()  # the client's first bytes, until it is judged
         self.kept: bool | None = None
         self.postgresql = False  # to one of its ports
@@ -389,7 +514,8 @@ class _Flow:
         self.past = False  # what follows is not read
         self.connected = self.refused = False
         self.agreed = False  # where both ends' bytes begin is known
-        self.closed = self.closing = False  # it has ended; it waits for stragglers
+        self.closed = False
+        self.closed_at: float | None = None  # it has ended then; it waits for stragglers
         self.syns, self.last_syn = 0, started
         self.deliveries = self.session_records = self.queries = 0
         self.waiting: list[tuple[Segment, Party]] | None = None
@@ -426,22 +552,25 @@ class _Flow:
         if len(self.events) < MAX_EVENTS:
             if at - self.started > self.at:
                 self.at = at - self.started
+            self.size += EVENT_COST
             self.events.append(_tuple(Event, (self.at, fact)))
 
     # -- segments ----------------------------------------------------------------------------
 
     def take(self, segment: Segment, sender: Party) -> None:
+        if self.past and not segment.flags & (SYN | FIN | RST):
+            return  # some of what is not wanted comes all the same
         self.packets += 1
         if sender is Party.CLIENT:
             side, other = self.client, self.server
         else:
             side, other = self.server, self.client
-        at, _, _, seq, ack, flags, payload, cut, ttl, ip_id = segment
+        at, _, _, seq, ack, flags, payload, cut, ttl, ip_id, _ = segment
         if not flags & RST:
             side.packets += 1
             if side.ttl != ttl:
                 side.ttl = ttl if side.ttl is None else -1
-            if self.agreed and flags & ~PSH == ACK and not self.waiting and not self.past:
+            if self.agreed and flags & ~PSH == ACK and not self.waiting:
                 # nearly all segments are this: in order, and acknowledging what was told
                 assert side.base is not None and other.base is not None  # noqa: PT018
                 behind = (other.base + other.next - ack) & 0xFFFFFFFF
@@ -474,12 +603,12 @@ class _Flow:
             side.base = seq
         if self.waiting:
             if any(who is sender for _, who in self.waiting) or self._ahead(segment, other):
-                self.waiting.append((segment, sender))
+                self._hold(segment, sender)
             else:
                 self._deliver(segment, side, other)
             self._release(at)
         elif self._ahead(segment, other):
-            self.waiting = [(segment, sender)]
+            self._hold(segment, sender)
         else:
             self._deliver(segment, side, other)
 
@@ -540,6 +669,11 @@ class _Flow:
             return False
         return 0 < other.offset(segment.ack) - other.next < MAX_GAP
 
+    def _hold(self, segment: Segment, sender: Party) -> None:
+        """It waits for what it acknowledges."""
+        self.size += SEGMENT_COST + len(segment.payload)
+        self.waiting = [*(self.waiting or ()), (segment, sender)]
+
     def _release(self, now: float | None) -> None:
         """Let those go on that have waited long enough, or, at the end (None), all."""
         while self.waiting:
@@ -551,6 +685,7 @@ class _Flow:
                     return
                 self._skip(other, other.offset(segment.ack), segment.at)
             del self.waiting[0]
+            self.size -= SEGMENT_COST + len(segment.payload)
             self._deliver(segment, side, other)
         self.waiting = None
 
@@ -594,13 +729,20 @@ class _Flow:
 
     def _wait(self, segment: Segment, side: _Side, begins: int) -> None:
         """Out of order: it waits for what stands before it."""
+        if begins - side.next > MAX_GAP:
+            return
         if side.pending is None:
             side.pending = {}
-        if begins in side.pending or begins - side.next > MAX_GAP:
-            return
         fin = bool(segment.flags & FIN)
-        side.pending[begins] = (segment.payload, segment.cut, fin, segment)
-        self.size += len(segment.payload)
+        size = len(segment.payload) + segment.cut
+        self.size += SEGMENT_COST if begins not in side.pending else 0
+        # what came first counts, and what a longer one has behind it
+        first, lacks, ended = side.pending.get(begins, (b"", 0, False))
+        known = len(first) + lacks
+        text = first + segment.payload[len(first) :]
+        fin = ended if known > size else fin or (ended and known == size)
+        side.pending[begins] = (text, max(known, size) - len(text), fin)
+        self.size += len(text) - len(first)
         held = sum(len(payload) for payload, *_ in side.pending.values())
         if held > MAX_PENDING or len(side.pending) > MAX_PENDING_SEGMENTS:
             self._skip(side, min(side.pending), segment.at)
@@ -610,8 +752,8 @@ class _Flow:
             begins = min(side.pending)
             if begins > side.next:
                 return
-            payload, cut, fin, _ = side.pending.pop(begins)
-            self.size -= len(payload)
+            payload, cut, fin = side.pending.pop(begins)
+            self.size -= SEGMENT_COST + len(payload)
             self._say(side, at, begins, payload, cut, fin)
 
     def _say(
@@ -645,7 +787,7 @@ class _Flow:
             if self.kept is None:
                 self.head += data
             self.session_records += data[:2] == b"\x17\x03"
-            self.queries += data[:1] in (b"Q", b"P", b"B", b"X")
+            self.queries += data[0] in b"QPBX" and data[1:2] == b"\0" and len(data) >= 5
         self.past = (
             side.said >= MAX_SAID
             or self.session_records >= SESSION_RECORDS
@@ -687,6 +829,8 @@ class _Flow:
             return  # it refuses some older packet, and goes on trying
         if side.packets > 1 and side.ttl not in (None, -1, segment.ttl):
             says = f"TTL {segment.ttl}, where all its other packets have {side.ttl}"
+            self.tell(segment.at, StrangeReset(side.party, says))
+        elif says := _foreign_id(segment, side):
             self.tell(segment.at, StrangeReset(side.party, says))
         if not side.reset:
             side.reset = self.closed = True

@@ -16,12 +16,16 @@ from typing import NamedTuple
 class Party(StrEnum):
     """An end of the connection."""
 
+    __hash__ = str.__hash__  # Enum's own is slow, and much is kept by party and layer
+
     CLIENT = "client"
     SERVER = "server"
 
 
 class Layer(StrEnum):
     """Where bytes were said."""
+
+    __hash__ = str.__hash__
 
     TCP = "tcp"
     HANDSHAKE = "handshake"  # protected handshake messages and alerts, opened by a key holder

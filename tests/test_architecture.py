@@ -14,9 +14,10 @@ import probe
 
 ORDER = """
     wire transcript certificate handshake witness finding conninfo password target attempt
-    evidence binding path login tls identity schedule pcapng note packet datagram stream secrets
-    cipher decryption recording drivers sources observer rules clients verdict door diagnosis
-    sighting clock matching hop vantage reading replay visit recorder reports commands __main__
+    evidence binding path login tls identity schedule pcapng note packet datagram stream gather
+    split secrets cipher decryption recording drivers sources observer rules clients verdict door
+    diagnosis sighting clock matching hop vantage reading replay visit recorder reports commands
+    __main__
 """.split()
 
 PRODUCTS = {
@@ -24,8 +25,8 @@ PRODUCTS = {
     *"diagnosis sighting clock matching hop vantage reading replay".split(),
 }
 MAKERS = {
-    *"drivers sources login tls identity schedule pcapng packet stream cipher".split(),
-    *"datagram decryption recording visit recorder".split(),
+    *"drivers sources login tls identity schedule pcapng packet stream gather split".split(),
+    *"cipher datagram decryption recording visit recorder".split(),
 }
 
 THIRD_PARTY = {  # and the only modules that may import it

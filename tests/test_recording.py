@@ -173,7 +173,9 @@ def test_a_segment_is_written_as_it_is_read_and_as_scapy_would(
 ) -> None:
     ip_id = 0 if "[" not in source else None
     there = unspecified(source, 5432)
-    segment = Segment(0.0, source, there, seq, ack, flags, payload, ip_id=ip_id)
+    segment = Segment(
+        0.0, source, there, seq, ack, flags, payload, ip_id=ip_id, whole=ip_id is not None
+    )
     data = ip_packet(segment)
     assert Decoder().segment(RAW, 0.0, data, len(data)) == segment
     layer = IP if ip_id == 0 else IPv6

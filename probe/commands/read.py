@@ -21,6 +21,7 @@ from probe.secrets import Secrets, parse_key_log
 from probe.sighting import Vantage
 from probe.sources.capture import Capture, read_capture
 from probe.transcript import Transcript
+from probe.wire import printable
 
 STANDARD_INPUT = "-"
 
@@ -94,6 +95,7 @@ def command(
         raise CouldNotLookError(
             f"no connection of PostgreSQL's in {', '.join(files)}"
             + ("" if everything else "; --all shows every TCP connection, --port names a port")
+            + "".join(f"\nnot read: {printable(problem, 400)}" for problem in reading.problems)
         )
     chosen = choose(reading, sni=sni, client=client, broken=broken)
     text = render(Captures(chosen, steps), format_name)

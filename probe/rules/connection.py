@@ -432,7 +432,7 @@ def proxy_protocol_expected(evidence: Evidence) -> Iterator[Found]:
 
 @rule("C108", "reset-from-between", Severity.WARNING, from_documents=True)
 def reset_from_between(evidence: Evidence) -> Iterator[Found]:
-    """A reset came whose TTL does not fit its stream: somebody in between sent it.
+    """A reset came whose TTL or IP id does not fit its stream: somebody in between sent it.
 
     What it says
         The connection was reset in the server's name or the client's, by a packet that did not
@@ -447,7 +447,8 @@ def reset_from_between(evidence: Evidence) -> Iterator[Found]:
     On the wire
         A TCP segment with RST whose IP time to live (IPv6: hop limit) differs from the one that
         all other packets of the same sender have in this connection. An ordinary reset has the
-        TTL of its stream.
+        TTL of its stream. Or its IP identification is thousands away from a counter that its
+        sender's packets show, within a second of the last of them.
 
     How it is told from its look-alikes
         Only a capture shows it. C105 (accepts-then-closes) and N201 (sni-router-without-starttls)

@@ -540,7 +540,7 @@ def split_ssl_request_breaks(evidence: Evidence) -> Iterator[Found]:
         )
 
 
-@rule("N209", "silent-after-ssl-answer", Severity.ERROR, starttls=True)
+@rule("N209", "silent-after-ssl-answer", Severity.ERROR, starttls=True, unless=("C109",))
 def silent_after_ssl_answer(evidence: Evidence) -> Iterator[Found]:
     """S is answered, and then nothing, whatever name is asked for.
 

@@ -646,7 +646,7 @@ _IN_THE_LOG = (Fix("server", "an alert names its cause in the log of whoever sen
     "T411",
     "tls-handshake-failed",
     Severity.ERROR,
-    unless=("N209", "S301", "S309", "T408", "T410"),
+    unless=("C109", "N209", "S301", "S309", "T408", "T410"),
 )
 def tls_handshake_failed(evidence: Evidence) -> Iterator[Found]:
     """The TLS handshake breaks off, and nothing more precise can be said.

@@ -9,18 +9,38 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import pickle
+import marshal
 from collections.abc import Collection, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, overload
+from typing import Any, BinaryIO, NamedTuple, overload
 
+from probe.gather import Trace, gather
 from probe.note import Note, read_note
-from probe.packet import SYN, Decoder
-from probe.pcapng import Reader, mirrored
-from probe.stream import Conversation, Streams
-from probe.transcript import Transcript
+from probe.packet import Decoder
+from probe.pcapng import Reader
+from probe.split import Part, Slice, record_end, split
+from probe.stream import DISORDER, MAX_FLOWS, MAX_HELD, MAX_LEFT_OUT, Conversation, State, Streams
+from probe.transcript import (
+    Closed,
+    Connected,
+    ConnectFailure,
+    Connecting,
+    Data,
+    Ending,
+    Event,
+    Layer,
+    NotCaptured,
+    NotConnected,
+    Party,
+    Resent,
+    StrangeReset,
+    Transcript,
+)
 
-MAX_IGNORED = 131_072  # directions of connections whose bulk is skipped unread
+MAX_CONNECTIONS = 131_072  # of one capture that are kept
+MAX_KEPT = 1 << 28  # bytes of them
+MAX_NOTES = 20  # kinds of packets that could not be read
 
 
 class Captured(NamedTuple):
@@ -44,8 +64,8 @@ class Capture(NamedTuple):
 
     ``connections`` are in the order of their first packets, ``secrets`` the texts of its
     Decryption Secrets Blocks (key logs), ``problems`` what could not be read, a sentence each;
-    ``packets`` and ``segments`` count all packets, and the TCP segments looked at; these ``began``
-    and ``ended`` in seconds since the epoch, 0 where there are none.
+    ``packets`` counts all packets. It ``began`` with the first TCP segment, and ``ended`` with the
+    last packet, in seconds since the epoch; 0 where there is no segment.
     """
 
     file: str
@@ -53,7 +73,6 @@ class Capture(NamedTuple):
     secrets: tuple[bytes, ...]
     problems: tuple[str, ...]
     packets: int = 0
-    segments: int = 0
     began: float = 0.0
     ended: float = 0.0
 
@@ -69,57 +88,190 @@ def read_capture(
     """Read a capture: the file of that name, or a binary stream (standard input, say).
 
     ``ports`` and ``everything`` choose connections as :class:`~probe.stream.Streams` says;
-    ``name`` is what the capture is called, ``jobs`` how many processes may read it. Raises
+    ``name`` is what the capture is called, ``jobs`` how many processes may read a file. Raises
     :class:`OSError` and :class:`~probe.pcapng.NotACapture`.
     """
-    del jobs  # not yet
+    choice = _Choice(ports, everything)
     if isinstance(source, str | Path):
         with Path(source).open("rb", buffering=0) as stream:
-            return _read(stream, name or str(source), ports, everything)
-    return _read(source, name or str(getattr(source, "name", "-")), ports, everything)
+            called = name or str(source)
+            if jobs > 1 and stream.seekable():
+                read = _Parts(stream, str(source), choice).read(called, split(stream, jobs))
+                if read is not None:
+                    return read
+                stream.seek(0)
+            return _read(stream, called, choice)
+    return _read(source, name or str(getattr(source, "name", "-")), choice)
 
 
-def _read(stream: BinaryIO, name: str, ports: Collection[int] | None, everything: bool) -> Capture:
+class _Choice(NamedTuple):
+    """Which connections: see :class:`~probe.stream.Streams`."""
+
+    ports: Collection[int] | None
+    everything: bool
+
+    def streams(self, connections: Connections) -> Streams:
+        return Streams(connections.add, ports=self.ports, everything=self.everything)
+
+
+def _read(stream: BinaryIO, name: str, choice: _Choice) -> Capture:
     connections = Connections(name)
-    streams = Streams(connections.add, ports=ports, everything=everything)
-    decoder, reader = Decoder(), Reader(stream)
-    ignored: set[bytes] = set()
-    segments = 0
-    began = ended = 0.0
+    streams, decoder, reader = choice.streams(connections), Decoder(), Reader(stream)
     with _no_collector():
-        for number, at, link, data, length, comment, key in reader.read(ignored):
-            segment = decoder.segment(link, at, data, length)
-            if segment is None:
-                continue
-            if not segments:
-                began = at
-            segments += 1
-            ended = at
-            if not streams.take(segment, number, comment):
-                if key is not None and key not in ignored:
-                    if len(ignored) >= MAX_IGNORED:
-                        ignored.clear()
-                    ignored.add(key)
-            elif segment.flags & SYN and ignored:
-                if key is None:
-                    ignored.clear()
-                else:
-                    ignored.discard(key)
-                    ignored.discard(mirrored(key))
-        streams.finish()
-    connections.sort()
-    notes = [f"{count} packets: {says}" for says, count in decoder.notes.items()]
+        gather(reader, decoder, streams)
+        streams.finish(reader.ended)
+    notes = [f"{count} packets: {says}" for says, count in decoder.notes.most_common(MAX_NOTES)]
     notes += [f"{count} {says}" for says, count in streams.notes.items()]
+    if connections.left_out:
+        notes.append(
+            f"more connections than are kept: {connections.left_out} were left out; --port, or "
+            "a part of the file, has fewer"
+        )
+    connections.sort()
     return Capture(
         file=name,
         connections=connections,
         secrets=tuple(reader.secrets),
         problems=(*reader.problems, *notes),
         packets=reader.packets,
-        segments=segments,
-        began=began,
-        ended=ended,
+        began=streams.began or 0.0,
+        ended=0.0 if streams.began is None else reader.ended,
     )
+
+
+# -- parts of a file, side by side ---------------------------------------------------------------
+
+
+class _Later(NamedTuple):
+    """What a part of a file says, read without what stands before it.
+
+    ``sound``: nothing in it depends on the packets before, but connections that began there.
+    """
+
+    connections: Connections
+    state: State
+    trace: Trace
+    packets: int
+    ended: float
+    sound: bool
+
+
+def _read_later(file: str, part: Part, choice: _Choice) -> _Later:
+    connections, trace = Connections(file), Trace()
+    streams, decoder = choice.streams(connections), Decoder()
+    with Path(file).open("rb", buffering=0) as stream, _no_collector():
+        reader = Reader(Slice(stream, part))  # type: ignore[arg-type]
+        gather(reader, decoder, streams, trace)
+    state = streams.state()
+    sound = state.orderly and trace.complete and _independent(reader, decoder, part, connections)
+    return _Later(connections, state, trace, reader.packets, reader.ended, sound)
+
+
+def _independent(reader: Reader, decoder: Decoder, part: Part, connections: Connections) -> bool:
+    """Whether a part was read as it would have been in one go with the rest."""
+    head = Reader(BytesIO(part.head))
+    list(head.read())
+    odd = reader.problems or decoder.notes or decoder.fragments or connections.left_out
+    return not odd and reader.context == head.context
+
+
+class _OneByOne(Exception):  # noqa: N818 - what is to be done
+    """The parts depend on each other: the file has to be read in one go."""
+
+
+class _Parts:
+    """A file, read in parts: exactly as in one go, or not at all.
+
+    The first part is read here. What the later ones say of a connection that had begun before
+    them is thrown away, and its segments are read again where the connection stands then. Where
+    that is not enough (a damaged or strange file, times that go back), :meth:`read` gives None.
+    """
+
+    def __init__(self, stream: BinaryIO, file: str, choice: _Choice) -> None:
+        self.stream, self.file, self.choice = stream, file, choice
+
+    def read(self, name: str, parts: Sequence[Part]) -> Capture | None:
+        """The capture, or None: read it in one go."""
+        if len(parts) < 2:
+            return None
+        from concurrent.futures import ProcessPoolExecutor  # slow to import
+
+        self.connections = Connections(name)
+        self.streams = self.choice.streams(self.connections)
+        first, *rest = parts
+        with ProcessPoolExecutor(len(rest)) as pool:
+            later = [pool.submit(_read_later, self.file, part, self.choice) for part in rest]
+            try:
+                with _no_collector():
+                    reader, decoder = Reader(Slice(self.stream, first)), Decoder()  # type: ignore[arg-type]
+                    gather(reader, decoder, self.streams)
+                    packets, ended = reader.packets, reader.ended
+                    if not _independent(reader, decoder, first, self.connections):
+                        raise _OneByOne
+                    for part, future in zip(rest, later, strict=True):
+                        done = future.result()
+                        self._go_on(part, done, packets)
+                        packets += done.packets
+                        ended = done.ended if done.packets else ended
+                    self.streams.finish(ended)
+            except _OneByOne:
+                pool.shutdown(cancel_futures=True)
+                return None
+        if self.connections.left_out or self.streams.notes or not self.streams.orderly:
+            return None
+        self.connections.sort()
+        return Capture(
+            file=name,
+            connections=self.connections,
+            secrets=tuple(reader.secrets),
+            problems=(),
+            packets=packets,
+            began=self.streams.began or 0.0,
+            ended=0.0 if self.streams.began is None else ended,
+        )
+
+    def _go_on(self, part: Part, later: _Later, packets: int) -> None:
+        streams, state, before = self.streams, later.state, self.streams.state()
+        room = (
+            len(before.flows) + state.most_flows <= MAX_FLOWS
+            and streams.held + state.most_held <= MAX_HELD
+            and len(before.left_out) + len(state.left_out) < MAX_LEFT_OUT
+        )
+        in_order = before.orderly and state.earliest >= before.now - DISORDER
+        if not (later.sound and room and in_order):
+            raise _OneByOne
+        known = {name for name, opens in later.trace.names() if streams.knows(name, opens=opens)}
+        self._again(part, later.trace, known, packets)
+        self.connections.adopt(later.connections, packets, known)
+        streams.adopt(state, packets, known)
+
+    def _again(self, part: Part, trace: Trace, names: set[tuple[str, str]], packets: int) -> None:
+        """Read the segments of these connections as what goes on from the part before."""
+        noted = list(trace.of(names))
+        place = Slice(self.stream, part).place
+        begins = (place(each.position) for each in noted if each.deaf is None)
+        records = ((at, record_end(self.stream, part.head, at)) for at in begins)
+        again = Reader(Slice(self.stream, part, records)).read()  # type: ignore[arg-type]
+        decoder = Decoder()
+        deaf: set[tuple[str, str]] = set()
+        doubted: set[tuple[str, str]] = set()  # no more is heard of them, and more is wanted
+        for name, _, number, marks in noted:
+            if marks is not None:  # bulk that was passed over must be bulk that nobody wants
+                if marks and self.streams.wants(name):
+                    raise _OneByOne
+                (deaf.add if marks else deaf.discard)(name)
+                doubted.discard(name)
+                continue
+            if name in doubted:
+                raise _OneByOne
+            packet = next(again)
+            segment = decoder.segment(packet.link, packet.at, packet.data, packet.length)
+            assert segment is not None
+            self.streams.take(segment, packets + number, packet.comment)
+            if name in deaf and self.streams.wants(name):
+                doubted.add(name)
+        if doubted:
+            raise _OneByOne
 
 
 class Connections(Sequence[Captured]):
@@ -129,13 +281,27 @@ class Connections(Sequence[Captured]):
     """
 
     def __init__(self, file: str) -> None:
-        self._file = file
+        self.file = file
+        self.left_out = self._kept = 0
         self._packed: list[tuple[int, bytes]] = []
 
     def add(self, conversation: Conversation) -> None:
-        """Take one more; :meth:`sort` when all are there."""
-        packed = pickle.dumps(conversation, pickle.HIGHEST_PROTOCOL)
-        self._packed.append((conversation.first_packet, packed))
+        """Take one more, if there is room; :meth:`sort` when all are there."""
+        self._add(conversation.first_packet, _packed(conversation))
+
+    def _add(self, number: int, packed: bytes) -> None:
+        if len(self._packed) == MAX_CONNECTIONS or self._kept + len(packed) > MAX_KEPT:
+            self.left_out += 1
+            return
+        self._kept += len(packed)
+        self._packed.append((number, packed))
+
+    def adopt(self, later: Connections, packets: int, without: Collection[tuple[str, str]]) -> None:
+        """Take those of a later part behind ``packets``, ``without`` some names."""
+        for number, packed in later._packed:
+            name = marshal.loads(packed)[:2]
+            if name not in without and name[::-1] not in without:
+                self._add(packets + number, packed)
 
     def sort(self) -> None:
         """Put them in order."""
@@ -152,7 +318,47 @@ class Connections(Sequence[Captured]):
         if isinstance(index, slice):
             return tuple(self[each] for each in range(*index.indices(len(self))))
         number = range(len(self))[index] + 1
-        return _captured(pickle.loads(self._packed[index][1]), number, self._file)
+        first_packet, packed = self._packed[index]
+        return _captured(_unpacked(packed, first_packet), number, self.file)
+
+
+# How a conversation is kept: of what marshal knows, which is much faster than what pickle does.
+_FACTS: tuple[tuple[Any, tuple[Any, ...]], ...] = (  # each with the types of its fields
+    (Data, (Party, None, Layer)),
+    (Connecting, (None,)),
+    (Connected, (None, None)),
+    (Closed, (Party, Ending)),
+    (NotCaptured, (Party, None)),
+    (Resent, (Party, None, None)),
+    (NotConnected, (ConnectFailure, None)),
+    (StrangeReset, (Party, None)),
+)
+_NUMBERS = {kind: number for number, (kind, _) in enumerate(_FACTS)}
+_MEMBERS = {enum: dict(enum.__members__.items()) for enum in (Party, Layer, Ending, ConnectFailure)}
+
+
+def _packed(conversation: Conversation) -> bytes:
+    client, server, started, events, _, packets, comment = conversation
+    flat: list[tuple[Any, ...]] = []
+    for at, fact in events:
+        number = _NUMBERS[type(fact)]
+        values: Any = iter(fact)
+        fields = [next(values)._name_ if enum else next(values) for enum in _FACTS[number][1]]
+        flat.append((at, number, *fields))
+    return marshal.dumps((client, server, started, flat, packets, comment))
+
+
+def _unpacked(packed: bytes, first_packet: int) -> Conversation:
+    client, server, started, flat, packets, comment = marshal.loads(packed)
+    events = []
+    for at, number, *values in flat:
+        kind, enums = _FACTS[number]
+        fields = [
+            _MEMBERS[enum][value] if enum else value
+            for enum, value in zip(enums, values, strict=True)
+        ]
+        events.append(Event(at, kind(*fields)))
+    return Conversation(client, server, started, tuple(events), first_packet, packets, comment)
 
 
 @contextlib.contextmanager

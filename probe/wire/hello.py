@@ -70,7 +70,12 @@ class _Cursor:
         return int.from_bytes(self.take(size), "big")
 
     def vector(self, size: int) -> bytes:
-        return self.take(self.number(size))
+        start = self.at + size  # in one go: a hello has some thirty of them
+        end = start + int.from_bytes(self.data[self.at : start], "big")
+        if end > len(self.data):
+            raise Malformed("a handshake message shorter than its lengths say")
+        self.at = end
+        return self.data[start:end]
 
     @property
     def left(self) -> int:

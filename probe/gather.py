@@ -1,0 +1,121 @@
+"""From packets to connections: the one loop that every reading of a capture is.
+
+Takes a reader, a decoder and streams; gives nothing, for the streams do. What it keeps is which
+packets need not be looked at again: the bulk of connections that are past what pgprobe reads, or
+are none of its business.
+
+A part of a capture is read without knowing what stands before it. So its packets are noted in a
+:class:`Trace`, and whoever knows reads those again that a connection begun earlier needs.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from probe.packet import SYN, Decoder, Segment
+from probe.pcapng import Reader, mirrored
+from probe.stream import Streams
+
+MAX_IGNORED = 131_072  # directions of connections whose bulk is skipped unread
+PATIENCE = 192  # segments of a connection without a beginning that are noted, wanted or not
+MAX_PATIENCE = 65_536  # of all such connections of a part
+MAX_NOTED = 1 << 22  # segments of a part
+
+_DEAF, _HEARS = (1 << 64) - 1, (1 << 64) - 2  # in place of a position
+
+
+class Noted(NamedTuple):
+    """A segment that was looked at: whose it is, and where its packet stands.
+
+    ``deaf`` in place of a segment: from here on (True) bulk was not looked at, or (False) is.
+    """
+
+    name: tuple[str, str]
+    position: int
+    number: int
+    deaf: bool | None = None
+
+
+class Trace:
+    """Which segments of a part were looked at, and of which connections bulk was not."""
+
+    def __init__(self) -> None:
+        self._ids: dict[tuple[str, str], int] = {}
+        self._names: list[tuple[str, str]] = []
+        self._opened = bytearray()  # of each name: its first segment has SYN set
+        self._counts = array("I")
+        self._entries = array("Q")  # id, position, number
+        self._patience = MAX_PATIENCE
+        self.complete = True
+
+    def note(self, segment: Segment, position: int, number: int) -> int:
+        """Add a segment; gives the id of its connection's name."""
+        name = segment[1:3]
+        found = self._ids.get(name)
+        if found is None:
+            found = len(self._names)
+            self._ids[name] = self._ids[name[::-1]] = found
+            self._names.append(name)
+            self._opened.append(bool(segment.flags & SYN))
+            self._counts.append(0)
+        self._counts[found] += 1
+        if len(self._entries) < 3 * MAX_NOTED:
+            self._entries.extend((found, position, number))
+        else:
+            self.complete = False
+        return found
+
+    def spare(self, found: int) -> bool:
+        """Whether bulk of this name need not be looked at any more.
+
+        One that was begun before may want more than it seems, for a while.
+        """
+        if not self._opened[found] and self._counts[found] < PATIENCE and self._patience:
+            self._patience -= 1
+            return False
+        self._entries.extend((found, _DEAF, 0))
+        return True
+
+    def hear(self, found: int) -> None:
+        """Its bulk is looked at again."""
+        self._entries.extend((found, _HEARS, 0))
+
+    def names(self) -> Iterator[tuple[tuple[str, str], bool]]:
+        """Each name once, and whether its first segment has SYN set."""
+        return zip(self._names, map(bool, self._opened), strict=True)
+
+    def of(self, names: set[tuple[str, str]]) -> Iterator[Noted]:
+        """What was noted of these, in order."""
+        wanted = {self._ids[name]: name for name in names}
+        entries = iter(self._entries)
+        for found, position, number in zip(entries, entries, entries, strict=True):
+            if found in wanted:
+                marks = {_DEAF: True, _HEARS: False}
+                yield Noted(wanted[found], position, number, marks.get(position))
+
+
+def gather(reader: Reader, decoder: Decoder, streams: Streams, trace: Trace | None = None) -> None:
+    """Read all packets; :meth:`~probe.stream.Streams.finish` is for the caller."""
+    ignored: set[bytes] = set()
+    found = 0
+    for number, at, link, data, length, comment, key in reader.read(ignored):
+        segment = decoder.segment(link, at, data, length)
+        if segment is None:
+            continue
+        if trace is not None:
+            found = trace.note(segment, reader.position, number)
+        if not streams.take(segment, number, comment):
+            if key is not None and key not in ignored and (trace is None or trace.spare(found)):
+                if len(ignored) >= MAX_IGNORED:
+                    ignored.clear()
+                ignored.add(key)
+        elif segment.flags & SYN and ignored:
+            if trace is not None:
+                trace.hear(found)
+            if key is None:
+                ignored.clear()
+            else:
+                ignored.discard(key)
+                ignored.discard(mirrored(key))
