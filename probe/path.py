@@ -498,7 +498,7 @@ def _answerer(evidence: Evidence, end: TlsEnd, routing: Routing) -> Answerer:
         return Answerer.UNKNOWN
     if not asking.server_bytes:
         return Answerer.NOBODY
-    if asking.ssl_answer == "other":
+    if asking.ssl_answer == "other" or (asking.ssl_answer is None and asking.foreign):
         return Answerer.OTHER
     if asking.ssl_answer != "S":
         startup = evidence.one(Opening.STARTUP)

@@ -39,7 +39,18 @@ from probe.reports import Report
 from probe.reports.json import document
 from probe.rules import SECTIONS, Found, Rule, all_rules
 from probe.target import parse_target
-from probe.transcript import Closed, Connected, Connecting, Ending, GaveUp, Party, Transcript
+from probe.transcript import (
+    Closed,
+    Connected,
+    Connecting,
+    Data,
+    Ending,
+    Established,
+    Event,
+    GaveUp,
+    Party,
+    Transcript,
+)
 
 CONTROL = Attempt("control", server_name=NAME)
 OTHER = "db-2.example.com"
@@ -241,6 +252,27 @@ def test_controls_that_end_differently_are_indeterminate() -> None:
     made = [SERVED.transcript(CONTROL), S_THEN_CLOSED.transcript(again)]
     diagnosis = diagnose(Question(name=NAME), {DOOR: made})
     assert diagnosis.first.verdict.status == "indeterminate"
+
+
+def test_a_peer_that_hangs_up_behind_finished_is_told_whether_or_not_startup_went_out() -> None:
+    made = SERVED.transcript(CONTROL)
+    kinds = [type(event.fact) for event in made.events]
+    upto = made.events[: kinds.index(Established) + 1]
+    reset = Event(1.0, Closed(Party.SERVER, Ending.RST))
+    diagnosis = diagnose(Question(name=NAME), {DOOR: [made._replace(events=(*upto, reset))]})
+    assert "startup-unanswered" in names(diagnosis)
+    assert diagnosis.first.verdict.status == "broken"
+
+
+def test_who_greets_before_he_is_asked_is_not_the_server() -> None:
+    def greets(attempt: Attempt) -> Transcript:
+        made = CLOSED.transcript(attempt)
+        greeting = Event(0.0, Data(Party.SERVER, b"SSH-2.0-OpenSSH_9.6\r\n"))
+        return made._replace(events=(*made.events[:2], greeting, *made.events[2:]))
+
+    diagnosis = diagnose(Question(name=NAME), {DOOR: [*map(greets, standard(CONTROL))]})
+    assert diagnosis.first.path.ssl_request_answered_by == "other"
+    assert "not-postgresql" in names(diagnosis)
 
 
 FATES = st.sampled_from(
