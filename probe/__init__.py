@@ -14,8 +14,9 @@ From top to bottom: ``wire`` (bytes and messages), ``transcript``, ``certificate
 ``finding``, ``conninfo`` and ``target`` (what is asked for), ``attempt`` (what to send),
 ``evidence`` (what rules are asked about), ``path`` (what stands between), ``tls``, ``schedule``
 (manners), ``drivers``, ``sources``, ``observer``, ``rules``, ``clients``, ``verdict``,
-``diagnosis``, ``reports``, ``commands``. The products (``observer`` and what judges) never import
-a maker of bytes (``tls``, ``schedule``, ``drivers``, ``sources``).
+``diagnosis``, ``vantage`` (one connection in several captures, with ``sighting``, ``clock``,
+``matching`` and ``hop``), ``reading``, ``reports``, ``commands``. The products (``observer`` and
+what judges) never import a maker of bytes (``tls``, ``schedule``, ``drivers``, ``sources``).
 
 A module with a singular name is a station on that way; a folder with a plural name holds
 siblings with one signature. ``probe.diagnosis.diagnose`` is the whole program in a few lines.

@@ -25,7 +25,9 @@ from probe.finding import Finding
 from probe.handshake import Handshake, Opening, Outcome, Stage
 from probe.observer import observe
 from probe.rules import judge
+from probe.sighting import Sighting, Vantage
 from probe.transcript import Asked, Event, Fact, GaveUp, NotCaptured, Party, Transcript
+from probe.vantage import Paths, follow
 
 SILENCE = 5.0  # seconds; a server that has not answered by then, while the capture went on, is mute
 MAX_OTHERS = 4  # other names that a name is compared with
@@ -90,20 +92,26 @@ class Reading(NamedTuple):
     """What was read from capture files.
 
     ``findings`` are those of all doors together, the worst first. ``problems`` tell what could
-    not be read. ``paths`` are the connections followed through several files.
+    not be read. ``paths`` are the ways of connections through several files, by their numbers.
     """
 
     files: tuple[str, ...]
     connections: tuple[Connection, ...]
     findings: tuple[Finding, ...] = ()
     problems: tuple[str, ...] = ()
-    paths: tuple[object, ...] = ()
+    paths: Paths = Paths()
 
 
-def read(recorded: Sequence[Recorded], problems: Iterable[str] = ()) -> Reading:
-    """Observe each connection, group them, ask the rules."""
-    files = tuple(dict.fromkeys(each.file for each in recorded))
-    ends: dict[str, float] = defaultdict(float)
+def read(
+    recorded: Sequence[Recorded], problems: Iterable[str] = (), vantages: Iterable[Vantage] = ()
+) -> Reading:
+    """Observe each connection, group them, ask the rules; follow them from file to file.
+
+    ``vantages`` are the files as they were given, those without a connection too.
+    """
+    places = {each.file: each for each in vantages}
+    files = tuple(dict.fromkeys([*places, *(each.file for each in recorded)]))
+    ends = defaultdict(float, {each.file: each.ended for each in places.values()})
     for each in recorded:
         ends[each.file] = max(ends[each.file], _ended(each.transcript))
     rows = [_observed(_labelled(each, len(files) > 1), ends[each.file]) for each in recorded]
@@ -120,7 +128,8 @@ def read(recorded: Sequence[Recorded], problems: Iterable[str] = ()) -> Reading:
                     told[number][finding] = None
     findings = sorted(together.values(), key=lambda f: (-f.severity.rank, f.code))
     rows = [row._replace(findings=tuple(_once(told[id(row.handshake)]))) for row in rows]
-    return Reading(files, tuple(rows), tuple(findings), tuple(problems))
+    paths = follow([_sighting(row, ends[row.file]) for row in rows], list(places.values()))
+    return Reading(files, tuple(rows), tuple(findings), tuple(problems), paths)
 
 
 def _once(findings: Iterable[Finding]) -> Iterator[Finding]:
@@ -166,6 +175,12 @@ def _prolonged(transcript: Transcript, seen: Handshake, left: float) -> Transcri
     elif seen.opening is Opening.NOTHING:
         return transcript
     return transcript._replace(events=(*transcript.events, Event(at, fact)))
+
+
+def _sighting(row: Connection, end: float) -> Sighting:
+    """It is open to the end of its capture, unless that shows how it ended."""
+    over = row.handshake.ended_by is not None or row.handshake.not_connected is not None
+    return Sighting(row.file, row.handshake, row.began, row.ended if over else end)
 
 
 # -- grouping ----------------------------------------------------------------------------------

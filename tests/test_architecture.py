@@ -15,13 +15,13 @@ import probe
 ORDER = """
     wire transcript certificate handshake witness finding conninfo password target attempt
     evidence binding path login tls identity schedule pcapng packet stream secrets cipher
-    decryption drivers sources observer rules clients verdict door diagnosis reading visit
-    reports commands __main__
+    decryption drivers sources observer rules clients verdict door diagnosis sighting
+    clock matching hop vantage reading visit reports commands __main__
 """.split()
 
 PRODUCTS = {
     *"witness observer rules reports evidence binding path clients verdict door".split(),
-    *"diagnosis reading".split(),
+    *"diagnosis sighting clock matching hop vantage reading".split(),
 }
 MAKERS = {
     *"drivers sources login tls identity schedule pcapng packet stream cipher".split(),

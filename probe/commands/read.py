@@ -18,6 +18,7 @@ from probe.pcapng import NotACapture
 from probe.reading import Connection, Reading, Recorded, read
 from probe.reports import FORMATS, Captures, render
 from probe.secrets import Secrets, parse_key_log
+from probe.sighting import Vantage
 from probe.sources.capture import Capture, read_capture
 from probe.transcript import Transcript
 
@@ -76,14 +77,19 @@ def command(
 ) -> int:
     """Read captures (pcap, pcapng; - is standard input) and diagnose what they hold.
 
+    Several files, each taken at another place, are given with the outermost first (client,
+    gateway, pod). Connections are then followed from one to the next: by their ClientHello, else by
+    the times, where these leave no choice.
+
     Connections that are neither PostgreSQL nor TLS offered to a PostgreSQL port or with ALPN
-    postgresql are left out. All are judged; --sni, --client and --broken choose what is shown.
+    postgresql are left out. All are judged; --sni, --client and --broken choose what is shown,
+    with the same connection in other files.
     """
     if list(files).count(STANDARD_INPUT) > 1:
         raise click.UsageError("standard input can be read once")
     log = _key_log(keylog) if keylog else b""
     captures = load(files, ports=ports or None, everything=everything, jobs=jobs)
-    reading = judged(captures, log)
+    reading = judged(captures, log, everything=everything, narrowed=bool(ports))
     if not reading.connections:
         raise CouldNotLookError(
             f"no connection of PostgreSQL's in {', '.join(files)}"
@@ -123,10 +129,21 @@ def _load(name: str, *, ports: Sequence[int] | None, everything: bool, jobs: int
         raise CouldNotLookError(f"cannot read {name!r}: {why}") from error
 
 
-def judged(captures: Iterable[Capture], key_log: bytes = b"") -> Reading:
-    """What the captures say, opened with the secrets that are known."""
-    recorded, problems = [], []
+def judged(
+    captures: Iterable[Capture],
+    key_log: bytes = b"",
+    *,
+    everything: bool = False,
+    narrowed: bool = False,
+) -> Reading:
+    """What the captures say, opened with the secrets that are known.
+
+    ``everything`` and ``narrowed`` tell how they were read, as a
+    :class:`~probe.sighting.Vantage` has it.
+    """
+    recorded, problems, vantages = [], [], []
     for capture in captures:
+        vantages.append(Vantage(capture.file, capture.began, capture.ended, everything, narrowed))
         secrets = parse_key_log(key_log, *capture.secrets)
         problems += [f"{capture.file}: {problem}" for problem in capture.problems]
         recorded += [
@@ -135,7 +152,7 @@ def judged(captures: Iterable[Capture], key_log: bytes = b"") -> Reading:
             )
             for each in capture.connections
         ]
-    return read(recorded, problems)
+    return read(recorded, problems, vantages)
 
 
 def _opened(transcript: Transcript, secrets: Secrets) -> Transcript:
@@ -145,7 +162,10 @@ def _opened(transcript: Transcript, secrets: Secrets) -> Transcript:
 def choose(
     reading: Reading, *, sni: str | None = None, client: str | None = None, broken: bool = False
 ) -> Reading:
-    """The connections that are asked for, and what was found in them."""
+    """The connections that are asked for, and what was found in them.
+
+    A connection that was followed through several files is chosen as a whole.
+    """
     if sni is None and client is None and not broken:
         return reading
 
@@ -157,10 +177,12 @@ def choose(
             (sni is None or named) and (client is None or by) and (not broken or bool(row.broken))
         )
 
-    rows = tuple(filter(wanted, reading.connections))
+    chosen = [number for number, row in enumerate(reading.connections) if wanted(row)]
+    numbers, paths = reading.paths.only(chosen)
+    rows = tuple(reading.connections[number] for number in numbers)
     told = {(f.code, f.door, f.message) for row in rows for f in row.findings}
     kept = tuple(f for f in reading.findings if (f.code, f.door, f.message) in told)
-    return reading._replace(connections=rows, findings=kept)
+    return reading._replace(connections=rows, findings=kept, paths=paths)
 
 
 def exit_status(reading: Reading, fail_on: str) -> int:
@@ -168,7 +190,9 @@ def exit_status(reading: Reading, fail_on: str) -> int:
     if fail_on == "never":
         return ExitStatus.NOTHING_FOUND
     threshold = Severity(fail_on).rank
-    found = any(finding.severity.rank >= threshold for finding in reading.findings)
+    ways = (way.severity for way in reading.paths.ways if way.severity)
+    severities = (*(finding.severity for finding in reading.findings), *ways)
+    found = any(severity.rank >= threshold for severity in severities)
     return ExitStatus.FOUND if found else ExitStatus.NOTHING_FOUND
 
 

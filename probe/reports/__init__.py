@@ -7,11 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from probe.certificate import Certificate
+from probe.clock import Clock
 from probe.diagnosis import Diagnosis
 from probe.door import Door
 from probe.handshake import Handshake, Stage
+from probe.hop import Passage
 from probe.path import through
 from probe.target import Target
+from probe.vantage import Paths, Way
 from probe.wire import printable
 
 if TYPE_CHECKING:  # only those who read captures need it
@@ -106,6 +109,48 @@ def one_cluster(doors: Sequence[Door]) -> str | None:
     return (
         "the cluster id is the same at every door that shows one: one cluster is likely, never "
         "certain, for replicas, restored backups and cloned volumes share it"
+    )
+
+
+# -- several captures --------------------------------------------------------------------------
+
+
+def fates(paths: Paths) -> list[list[Way]]:
+    """Ways of which the same is to be said stand together, the worst first, the unknown last."""
+    groups: dict[tuple[object, ...], list[Way]] = {}
+    for way in paths.ways:
+        groups.setdefault((way.passage, way.between, way.certainty, way.why), []).append(way)
+    order = [Passage.STOPPED, Passage.TERMINATED, Passage.PASSTHROUGH, Passage.UNMATCHED]
+    return sorted(groups.values(), key=lambda ways: order.index(ways[0].passage))
+
+
+def steps_of(way: Way) -> str:
+    """The numbers that its connections have in the table: "1 → 4"."""
+    return " → ".join(str(number + 1) for number in way.connections)
+
+
+def order_of(paths: Paths) -> str:
+    """The files from the outermost on, and how that is known."""
+    given = "" if paths.as_given else " (not as given: ServerHellos come sooner farther in)"
+    return printable(", ".join(paths.files), 400) + given
+
+
+def clock_of(clock: Clock) -> str:
+    """A clock, in a sentence."""
+    if not clock.known:
+        return printable(
+            f"no ClientHello is in both {clock.against} and {clock.file}: their clocks are taken "
+            "to agree",
+            600,
+        )
+    how = f"{abs(clock.ahead):.3f} s {'behind' if clock.ahead < 0 else 'ahead of'}"
+    if abs(clock.ahead) <= clock.within:
+        how = "the same as"
+    return printable(
+        f"the clock of {clock.file} is {how} that of {clock.against}, give or take "
+        f"{milliseconds(clock.within)}, by {clock.connections} ClientHello"
+        f"{'' if clock.connections == 1 else 's'} in both",
+        600,
     )
 
 

@@ -13,6 +13,7 @@ from probe.finding import Finding
 from probe.handshake import Handshake, Opening, Step
 from probe.path import Path, Sign
 from probe.reports import Captures, Report
+from probe.vantage import Paths, Way
 from probe.verdict import Verdict
 from probe.wire import printable
 from probe.witness import Comparison, compare
@@ -42,7 +43,45 @@ def _captures(report: Captures) -> dict[str, Any]:
         "problems": [printable(problem, 400) for problem in reading.problems],
         "findings": [_finding(finding) for finding in reading.findings],
         "connections": [_connection(row) for row in reading.connections],
-        "paths": [],
+        "paths": [_way(way) for way in reading.paths.ways],
+        "vantage": _vantage(reading.paths) if reading.paths.files else None,
+    }
+
+
+def _way(way: Way) -> dict[str, Any]:
+    return {
+        "connections": list(way.connections),
+        "files": [printable(name, 400) for name in way.files],
+        "verdict": way.passage.value,
+        "certainty": way.certainty.value if way.certainty else None,
+        "between": [printable(name, 400) for name in way.between] if way.between else None,
+        "why": printable(way.why, 1_000),
+        "hops": [
+            {
+                "between": [printable(name, 400) for name in hop.between],
+                "verdict": hop.passage.value,
+                "certainty": hop.certainty.value if hop.certainty else None,
+                "why": printable(hop.why, 1_000),
+            }
+            for hop in way.hops
+        ],
+    }
+
+
+def _vantage(paths: Paths) -> dict[str, Any]:
+    return {
+        "files": [printable(name, 400) for name in paths.files],
+        "as_given": paths.as_given,
+        "clocks": [
+            {
+                "file": printable(clock.file, 400),
+                "against": printable(clock.against, 400),
+                "ahead": round(clock.ahead, 6) if clock.known else None,
+                "within": round(clock.within, 6) if clock.known else None,
+                "connections": clock.connections,
+            }
+            for clock in paths.clocks
+        ],
     }
 
 

@@ -9,7 +9,20 @@ from tabulate import tabulate
 from probe.diagnosis import Diagnosis
 from probe.evidence import in_words
 from probe.finding import Finding
-from probe.reports import Captures, Report, cells, matrix, milliseconds, properties, yes_no
+from probe.reports import (
+    Captures,
+    Report,
+    cells,
+    clock_of,
+    fates,
+    matrix,
+    milliseconds,
+    order_of,
+    properties,
+    steps_of,
+    yes_no,
+)
+from probe.vantage import Paths
 from probe.wire import printable
 from probe.witness import label
 
@@ -27,8 +40,29 @@ def _captures(report: Captures) -> str:
     ]
     titles = "no. client server opening SNI ALPN TLS outcome findings".split()
     parts = [", ".join(map(printable, reading.files)), *map(printable, reading.problems)]
+    parts += _paths(reading.paths)
     parts += [_table(connections, tuple(titles)), _finding_table(reading.findings)]
     return "\n\n".join(parts) + "\n"
+
+
+def _paths(paths: Paths) -> list[str]:
+    """What became of connections from file to file, and how the files' clocks differ."""
+    rows = [
+        (
+            steps_of(way),
+            way.passage.value,
+            way.certainty.value if way.certainty else "",
+            printable(" and ".join(way.between), 200) if way.between else "",
+            printable(way.why, 1_000),
+        )
+        for ways in fates(paths)
+        for way in ways
+    ]
+    if not rows:
+        return []
+    titles = ("connections", "verdict", "certainty", "between", "why")
+    order = f"from file to file, the outermost first: {order_of(paths)}"
+    return [order, _table(rows, titles), "\n".join(map(clock_of, paths.clocks))]
 
 
 def _diagnosis(report: Report) -> str:

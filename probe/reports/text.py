@@ -18,13 +18,18 @@ from probe.reports import (
     Captures,
     Report,
     cells,
+    clock_of,
+    fates,
     matrix,
     milliseconds,
     one_cluster,
+    order_of,
     properties,
+    steps_of,
     yes_no,
 )
 from probe.target import Target
+from probe.vantage import Paths
 from probe.wire import printable
 from probe.witness import Comparison, compare, label
 
@@ -33,7 +38,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100  # columns
 SHOWN = 8  # bytes of a step that are shown
-LISTED = 8  # attempts that are named where they were not made
+LISTED = 8  # attempts that were not made, and connections of one fate, that are named
 ROWS = 40  # connections of captures that are shown
 
 _ANSWERED_BY = {
@@ -326,6 +331,8 @@ def _captures(report: Captures) -> Iterator[str]:
     yield f"{count}, {broken} of them did not get through"
     for problem in reading.problems:
         yield from _wrapped(f"  not read: {printable(problem, 400)}", "    ")
+    if reading.paths.ways:
+        yield from _paths(reading.paths)
     shown = _chosen(connections)
     yield from _section("Connections")
     yield from _connection_table(reading, shown)
@@ -336,6 +343,23 @@ def _captures(report: Captures) -> Iterator[str]:
         for number in shown:
             yield from _connection_steps(number, connections[number])
     yield from _findings(reading.findings, {})
+
+
+def _paths(paths: Paths) -> Iterator[str]:
+    """What became of connections from file to file; each sentence with those that it is about."""
+    yield from _section(f"From file to file, the outermost first: {order_of(paths)}")
+    for ways in fates(paths):
+        way = ways[0]
+        where = f" between {' and '.join(way.between)}" if way.between else ""
+        how = f" ({way.certainty.value})" if way.certainty else ""
+        head = printable(f"{way.passage.value.upper()}{where}{how}: {way.why}", 1_200)
+        yield from _wrapped(f"  {head}", "    ")
+        listed = ", ".join(map(steps_of, ways[:LISTED]))
+        more = f" and {len(ways) - LISTED} more" if len(ways) > LISTED else ""
+        number = "connection" if len(ways) == 1 else "connections"
+        yield from _wrapped(f"    {number} {listed}{more}", "      ")
+    for clock in paths.clocks:
+        yield from _wrapped(f"  {clock_of(clock)}", "    ")
 
 
 def _chosen(connections: Sequence[Connection]) -> list[int]:

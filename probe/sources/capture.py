@@ -45,7 +45,8 @@ class Capture(NamedTuple):
 
     ``connections`` are in the order of their first packets, ``secrets`` the texts of its
     Decryption Secrets Blocks (key logs), ``problems`` what could not be read, a sentence each;
-    ``packets`` and ``segments`` count all packets, and the TCP segments looked at.
+    ``packets`` and ``segments`` count all packets, and the TCP segments looked at; these ``began``
+    and ``ended`` in seconds since the epoch, 0 where there are none.
     """
 
     file: str
@@ -54,6 +55,8 @@ class Capture(NamedTuple):
     problems: tuple[str, ...]
     packets: int = 0
     segments: int = 0
+    began: float = 0.0
+    ended: float = 0.0
 
 
 def read_capture(
@@ -83,12 +86,16 @@ def _read(stream: BinaryIO, name: str, ports: Collection[int] | None, everything
     decoder, reader = Decoder(), Reader(stream)
     ignored: set[bytes] = set()
     segments = 0
+    began = ended = 0.0
     with _no_collector():
         for number, at, link, data, length, comment, key in reader.read(ignored):
             segment = decoder.segment(link, at, data, length)
             if segment is None:
                 continue
+            if not segments:
+                began = at
             segments += 1
+            ended = at
             if not streams.take(segment, number, comment):
                 if key is not None and key not in ignored:
                     if len(ignored) >= MAX_IGNORED:
@@ -111,6 +118,8 @@ def _read(stream: BinaryIO, name: str, ports: Collection[int] | None, everything
         problems=(*reader.problems, *notes),
         packets=reader.packets,
         segments=segments,
+        began=began,
+        ended=ended,
     )
 
 

@@ -15,7 +15,6 @@ another number.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -111,6 +110,8 @@ class Arrival(NamedTuple):
 
 def encode_testimony(told: Arrival) -> str:
     """Field D."""
+    import json  # here, for few runs meet a witness
+
     document: dict[str, Any] = {
         "witness": FORM,
         "peer": _cut(told.peer),
@@ -134,6 +135,8 @@ def encode_testimony(told: Arrival) -> str:
 
 def decode_testimony(text: str) -> Arrival:
     """Field D, read. Raises :class:`Malformed` when it is not a testimony of this version."""
+    import json  # likewise
+
     if len(text) > MAX_TESTIMONY:
         raise Malformed(f"a testimony of {len(text)} characters")
     try:
