@@ -26,7 +26,7 @@ from probe.path import (
     through,
     trace,
 )
-from probe.rules import Found, rule
+from probe.rules import Found, gets_in_direct, rule
 from probe.transcript import Asked
 from probe.wire.records import VERSIONS
 
@@ -94,7 +94,7 @@ def tls_terminated(evidence: Evidence) -> Iterator[Found]:
     path = trace(evidence)
     if path.tls_ends_at is not TlsEnd.PROXY or path.pooler or through(evidence) is None:
         return
-    if foreign_answer(evidence):
+    if foreign_answer(evidence) and not gets_in_direct(evidence):
         return  # said by N204
     signs = [sign for sign in path.signs if sign.end is TlsEnd.PROXY]
     sure = any(sign.decides for sign in signs)
@@ -646,6 +646,7 @@ _IN_THE_LOG = (Fix("server", "an alert names its cause in the log of whoever sen
     "T411",
     "tls-handshake-failed",
     Severity.ERROR,
+    starttls=True,
     unless=("N209", "S301", "S309", "T408", "T410"),
 )
 def tls_handshake_failed(evidence: Evidence) -> Iterator[Found]:
