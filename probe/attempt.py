@@ -60,7 +60,7 @@ class Attempt:
     the version in StartupMessage; without ``greets`` it leaves before that. ``roots`` is a file
     of trusted roots ("system" for the system's own) that the chain is verified against; None
     verifies nothing. ``proves`` goes on to the channel binding, with a random password;
-    ``password`` logs in.
+    ``password`` logs in. ``key_log`` is a file for the TLS session's secrets, unless it logs in.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Attempt:
     needs: Needs = Needs.NOTHING
     proves: bool = False
     password: Password | None = None
+    key_log: str | None = None
 
 
 def mixed_case(name: str) -> str:

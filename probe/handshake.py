@@ -163,6 +163,7 @@ class Handshake:
     negotiated: NegotiateProtocolVersion | None = None
     authentication: Authentication | None = None
     salt: bytes | None = None  # of the SCRAM server-first-message
+    nonce: str | None = None  # likewise; no other login has the same
     sasl: SaslChoice | None = None  # what the client chose of the SASL offer
     let_in: bool = False  # AuthenticationOk came
     login_error: ErrorResponse | None = None  # behind an authentication request

@@ -771,7 +771,8 @@ class _Observer:
                     self.steps.end(self.at, f"asks for {asked.method}{printable(offers)}")
                 elif asked.code == 11 and seen.salt is None:
                     first = messages.parse_scram_server_first(asked.data)
-                    seen.salt = first.salt if first else None
+                    if first:
+                        seen.salt, seen.nonce = first.salt, first.nonce
 
     def _answered(self) -> None:
         minor = self.seen.negotiated.newest if self.seen.negotiated else None

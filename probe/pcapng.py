@@ -1,4 +1,5 @@
 """Capture files, bytes to packets: pcap and pcapng, plain or gzip, whole or still being written.
+At the end stands the other direction: the blocks of a pcapng file, as far as we write one.
 
 Takes a binary stream; gives :class:`Packet` after packet, in the file's order. What cannot be
 read becomes a sentence in :attr:`Reader.problems`, and every packet before it counts; only a
@@ -21,7 +22,7 @@ import gzip
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from struct import Struct
 from typing import Any, BinaryIO, NamedTuple
 
@@ -35,6 +36,7 @@ SECTION_HEADER, INTERFACE, OBSOLETE_PACKET, SIMPLE_PACKET = 0x0A0D0D0A, 1, 2, 3
 ENHANCED_PACKET, DECRYPTION_SECRETS = 6, 10
 TLS_KEY_LOG = 0x544C534B  # the secrets type of NSS key logs
 OPT_COMMENT, IF_TSRESOL, IF_TSOFFSET = 1, 9, 14
+SHB_USERAPPL, IF_NAME, IF_DESCRIPTION = 4, 2, 3
 
 ETHERNET, NULL, RAW, LOOP, SLL, IPV4, IPV6, SLL2 = 1, 0, 101, 108, 113, 228, 229, 276
 RAW_TYPES = (RAW, 12, 14, IPV4, IPV6)  # 12 and 14: DLT_RAW of some systems, written by mistake
@@ -510,3 +512,53 @@ class _Again(io.RawIOBase):
         room[:count] = self.head[:count]
         self.head = self.head[count:]
         return count
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+_NANOSECONDS = b"\x09"  # 10 to the minus 9
+
+
+def section_header(application: str, comment: str) -> bytes:
+    """The block that a file begins with; its section's length is left open."""
+    body = struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)
+    return _block(SECTION_HEADER, body, {OPT_COMMENT: comment, SHB_USERAPPL: application})
+
+
+def interface(link: int, name: str, description: str) -> bytes:
+    """An interface whose packets are whole, and timed in nanoseconds."""
+    told: dict[int, str | bytes] = {IF_NAME: name, IF_DESCRIPTION: description}
+    told[IF_TSRESOL] = _NANOSECONDS
+    return _block(INTERFACE, struct.pack("<HHI", link, 0, 0), told)
+
+
+def decryption_secrets(key_log: bytes) -> bytes:
+    """A key log for the packets behind it."""
+    return _block(DECRYPTION_SECRETS, struct.pack("<II", TLS_KEY_LOG, len(key_log)) + key_log)
+
+
+def enhanced_packet(nanoseconds: int, data: bytes, comment: str = "") -> bytes:
+    """A packet of the section's first interface; its time is since the epoch."""
+    high, low = divmod(nanoseconds, 1 << 32)
+    head = struct.pack("<IIIII", 0, high, low, len(data), len(data))
+    return _block(ENHANCED_PACKET, head + data, {OPT_COMMENT: comment} if comment else {})
+
+
+def _block(kind: int, body: bytes, options: Mapping[int, str | bytes] | None = None) -> bytes:
+    body = _padded(body)
+    for code, value in (options or {}).items():
+        data = value if isinstance(value, bytes) else _bounded(value)
+        body += struct.pack("<HH", code, len(data)) + _padded(data)
+    if options:
+        body += struct.pack("<HH", 0, 0)
+    total = struct.pack("<I", len(body) + 12)
+    return struct.pack("<I", kind) + total + body + total
+
+
+def _bounded(text: str) -> bytes:
+    """As much as we read ourselves."""
+    return text.encode("utf-8", "replace")[:MAX_COMMENT].decode("utf-8", "ignore").encode()
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)

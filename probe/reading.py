@@ -20,9 +20,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from probe.attempt import MADE_UP_USER
+from probe.diagnosis import Hop, diagnose_hops
 from probe.evidence import Evidence, Question, gets_through, host_of
 from probe.finding import Finding
 from probe.handshake import Handshake, Opening, Outcome, Stage
+from probe.note import Run
 from probe.observer import observe
 from probe.rules import judge
 from probe.sighting import Sighting, Vantage
@@ -31,6 +33,7 @@ from probe.vantage import Paths, follow
 
 SILENCE = 5.0  # seconds; a server that has not answered by then, while the capture went on, is mute
 MAX_OTHERS = 4  # other names that a name is compared with
+MAX_OWN = 1_024  # connections of a run of our own: of 16 doors with 30 attempts, and to spare
 MAX_KINDS = 256  # kinds of connections of a group that rules are asked about
 
 # What nobody can have configured (RFC 6761), so that it is what an unknown name is.
@@ -40,12 +43,16 @@ _STRANGER = re.compile(r"connection \d+( of .*)?")  # what a capture calls those
 
 
 class Recorded(NamedTuple):
-    """A connection as a capture file holds it; ``first_packet`` counts from 1 in the file."""
+    """A connection as a capture file holds it; ``first_packet`` counts from 1 in the file.
+
+    ``run`` is what a recording of pgprobe's own says of how it was judged.
+    """
 
     transcript: Transcript
     file: str
     first_packet: int = 0
     packets: int = 0
+    run: Run | None = None
 
 
 class Connection(NamedTuple):
@@ -115,17 +122,12 @@ def read(
     for each in recorded:
         ends[each.file] = max(ends[each.file], _ended(each.transcript))
     rows = [_observed(_labelled(each, len(files) > 1), ends[each.file]) for each in recorded]
-    doors: dict[tuple[str, str], list[Connection]] = defaultdict(list)
-    for row in rows:
-        doors[row.file, row.handshake.server or row.transcript.door].append(row)
     told: dict[int, dict[Finding, None]] = defaultdict(dict)
     together: dict[tuple[str, str, str], Finding] = {}
-    for (_, door), members in doors.items():
-        for group in _groups(door, members):
-            for finding in judge(group.evidence):
-                together.setdefault((finding.code, door, finding.message), finding)
-                for number in group.concerned(finding):
-                    told[number][finding] = None
+    for finding, concerned in _judged(rows):
+        together.setdefault((finding.code, finding.door, finding.message), finding)
+        for number in concerned:
+            told[number][finding] = None
     findings = sorted(together.values(), key=lambda f: (-f.severity.rank, f.code))
     rows = [row._replace(findings=tuple(_once(told[id(row.handshake)]))) for row in rows]
     paths = follow([_sighting(row, ends[row.file]) for row in rows], list(places.values()))
@@ -159,7 +161,8 @@ def _labelled(recorded: Recorded, several: bool) -> Recorded:
 def _observed(recorded: Recorded, end: float) -> Connection:
     """The connection, read up to the end of its capture."""
     seen = observe(recorded.transcript)
-    if seen.ended_by is None and seen.not_connected is None:
+    open_ended = seen.ended_by is None and seen.gave_up_after is None
+    if open_ended and seen.not_connected is None:
         ended = _ended(recorded.transcript)
         seen = observe(_prolonged(recorded.transcript, seen, end - ended))
     return Connection(recorded, seen)
@@ -199,24 +202,39 @@ class _Group(NamedTuple):
         """The connections that a finding is about: of those it cites, the ones that suffer."""
         labels = {proof.attempt for proof in finding.evidence}
         cited = [seen for seen in self.evidence.handshakes if seen.attempt in labels]
-        suffering = [seen for seen in cited if not gets_through(seen)]
-        for seen in suffering or cited:
+        for seen in _suffering(cited):
             yield from self.members.get(seen.attempt, ())
 
 
-def _groups(door: str, rows: Sequence[Connection]) -> Iterator[_Group]:
-    """A door's connections: a recorded run of our own, and each name that strangers asked for."""
-    run = any(row.transcript.asked is not None for row in rows)
-    own: list[Connection] = []
-    strangers: list[Connection] = []
+def _judged(rows: Sequence[Connection]) -> Iterator[tuple[Finding, Iterable[int]]]:
+    """Each finding, and the ids of the handshakes that it is about.
+
+    What belongs together: a recorded run of our own, and at a door each name that strangers asked
+    for.
+    """
+    doors: dict[tuple[str, str], list[Connection]] = defaultdict(list)
+    runs: dict[tuple[str, str], list[Connection]] = defaultdict(list)
     for row in rows:
-        known = run and not _STRANGER.fullmatch(row.transcript.attempt)
-        (own if known else strangers).append(row)
-    if own:
-        yield _own_run(door, own)
-    told = [row for row in strangers if row.handshake.told]
-    if told:
-        yield from _Strangers(door, told).groups()
+        doors[row.file, _door(row)].append(row)
+    for (file, door), members in doors.items():
+        strangers: list[Connection] = []
+        asked = any(row.transcript.asked is not None for row in members)
+        for row in members:
+            if row.recorded.run:
+                runs[file, ""].append(row)
+            elif asked and not _STRANGER.fullmatch(row.transcript.attempt):
+                runs[file, door].append(row)
+            elif row.handshake.told:
+                strangers.append(row)
+        for group in _Strangers(door, strangers).groups() if strangers else ():
+            for finding in judge(group.evidence):
+                yield finding, group.concerned(finding)
+    for run in runs.values():
+        yield from _own_run(run[:MAX_OWN])
+
+
+def _door(row: Connection) -> str:
+    return row.handshake.server or row.transcript.door
 
 
 def _plain(name: str | None) -> str | None:
@@ -232,9 +250,30 @@ def _asks_for_tls(seen: Handshake) -> bool:
     return seen.opening in (Opening.SSL_REQUEST, Opening.DIRECT_TLS) or seen.ssl_answer is not None
 
 
-def _own_run(door: str, rows: Sequence[Connection]) -> _Group:
-    """A run of pgprobe's own, as it was judged when it was made."""
-    first = rows[0].handshake
+def _own_run(rows: Sequence[Connection]) -> Iterator[tuple[Finding, Iterable[int]]]:
+    """A run of pgprobe's own, judged as it was when it was made."""
+    told: dict[str, dict[str, list[Transcript]]] = {}  # by place and address
+    for row in rows:
+        place = row.recorded.run.place if row.recorded.run else _door(row)
+        told.setdefault(place, {}).setdefault(row.transcript.door, []).append(row.transcript)
+    # the address that took a connection is the one that was asked everything
+    hops = [
+        Hop(place, dict(sorted(addresses.items(), key=lambda pair: not _connected(pair[1]))))
+        for place, addresses in told.items()
+    ]
+    members = {(row.transcript.door, row.handshake.attempt): row.handshake for row in rows}
+    for finding in diagnose_hops(_own_question(rows), hops).findings:
+        cited = [members[proof.door, proof.attempt] for proof in finding.evidence]
+        yield finding, map(id, _suffering(cited))
+
+
+def _connected(transcripts: Iterable[Transcript]) -> bool:
+    return any(transcript.connected for transcript in transcripts)
+
+
+def _own_question(rows: Sequence[Connection]) -> Question:
+    """What the run was about, from what its connections said and from what it says of itself."""
+    first, run = rows[0].handshake, rows[0].recorded.run
     named = (row.handshake for row in rows if row.transcript.asked is Asked.TARGET)
     name = next((seen.server_name for seen in named if seen.server_name), None)
     who = next((row.handshake.startup for row in rows if row.handshake.startup), None)
@@ -246,9 +285,14 @@ def _own_run(door: str, rows: Sequence[Connection]) -> _Group:
         identity=name,
         at=rows[0].began,
     )
-    seen = tuple(row.handshake for row in rows)
-    members = {row.handshake.attempt: [id(row.handshake)] for row in rows}
-    return _Group(Evidence(question, door, seen), members)
+    if run is None:
+        return question
+    return question._replace(sslmode=run.sslmode, identity=run.identity, proves=run.proves)
+
+
+def _suffering(cited: Sequence[Handshake]) -> Sequence[Handshake]:
+    """Of the connections that a finding cites, those that it is about."""
+    return [seen for seen in cited if not gets_through(seen)] or cited
 
 
 class _Kind(NamedTuple):

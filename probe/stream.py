@@ -18,6 +18,7 @@ How two accounts are made one:
 * **A SYN-ACK that changes**: the one that the client acknowledges counts.
 
 Which connections are kept is decided by what the client says, on whatever port; see ``_judge``.
+Those of a recording of our own say themselves that they are wanted (:mod:`probe.note`).
 Once a connection is past what pgprobe reads, :meth:`Streams.take` says so, and whoever calls may
 leave its further packets out, except for SYN, FIN and RST. All state is bounded by the constants
 below; what they cost is counted in :attr:`Streams.notes`.
@@ -29,6 +30,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from probe.note import is_note
 from probe.packet import ACK, FIN, PSH, RST, SYN, Segment
 from probe.transcript import (
     Closed,
@@ -180,7 +182,7 @@ class Streams:
         self._left_out.pop((server, client), None)
         flow = _Flow(client, server, segment.at, number, comment)
         flow.postgresql = _port(server) in self._postgresql
-        if self._everything:
+        if self._everything or is_note(comment):
             flow.kept = True
         if not begins:
             flow.begin_in_the_middle()

@@ -169,6 +169,8 @@ def make_context(attempt: Attempt) -> ssl.SSLContext:
     if attempt.alpn:
         padding = _PADDING_PROTOCOLS if attempt.shape is HelloShape.LARGE else []
         context.set_alpn_protocols([ALPN, *padding])
+    if attempt.key_log and attempt.password is None:  # a password is worth more than a recording
+        context.keylog_filename = attempt.key_log
     if attempt.roots == "system":
         context.load_default_certs()
     elif attempt.roots:

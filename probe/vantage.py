@@ -2,7 +2,9 @@
 
 What passes through unchanged is known again anywhere: a ClientHello by its random, which is nobody
 else's. The same one in two files proves passthrough, whatever addresses and clocks say; and from
-such connections it is known how the clocks differ.
+such connections it is known how the clocks differ. Where the keys are known, a login is known
+again as well: the nonce of its SCRAM challenge is nobody else's. The same login inside another
+session, or in clear, proves that TLS ended on the way.
 
 What was changed on the way, or came to no ClientHello, is told by the times, from one file to the
 next (:mod:`probe.hop`). Files count as given with the outermost first, unless what they have in
@@ -82,7 +84,7 @@ def follow(sightings: Sequence[Sighting], vantages: Sequence[Vantage]) -> Paths:
     given = tuple(each.file for each in vantages)
     files = outermost_first(given, pairs)
     clocks = tuple(difference(*both, pairs(*both)) for both in pairwise(files))
-    chains = _chains(sightings, alike, files)
+    chains = _with_one_login(_chains(sightings, alike, files), sightings, files)
     inner = {each.file: each for each in vantages}
     seen = [[sightings[n] for n in chain] for chain in chains]
     onwards: dict[int, tuple[Hop, int | None]] = {}
@@ -134,6 +136,32 @@ def _chains(
     return sorted(chains, key=lambda chain: (rank[sightings[chain[0]].file], chain))
 
 
+def _with_one_login(
+    chains: Sequence[tuple[int, ...]], sightings: Sequence[Sighting], files: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """The same chains, those joined that have one login and lie in different files.
+
+    What comes farther out must be known to be TLS, and what goes on must be known to the full.
+    """
+    rank = {file: n for n, file in enumerate(files)}
+    by_nonce: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+    for chain in chains:
+        for nonce in {sightings[n].handshake.nonce for n in chain} - {None}:
+            assert nonce is not None
+            by_nonce[nonce].append(chain)
+    joined = {chain: chain for chain in chains}
+    for parts in by_nonce.values():
+        whole = [n for part in parts for n in part]
+        places = [rank[sightings[n].file] for n in whole]
+        apart = len(set(places)) == len(places) and places == sorted(places)
+        known = all(sightings[n].random is not None for part in parts[:-1] for n in part)
+        if len(parts) > 1 and apart and known and not any(sightings[n].unseen for n in whole):
+            for part in parts:
+                del joined[part]
+            joined[parts[0]] = tuple(whole)
+    return list(joined.values())
+
+
 # -- the whole way -------------------------------------------------------------------------------
 
 
@@ -152,16 +180,23 @@ def _ways(
         at: int | None = number
         while at is not None:
             passed += chains[at]
-            hops += [_unchanged(sightings[a], sightings[b]) for a, b in pairwise(chains[at])]
+            hops += [_known_again(sightings[a], sightings[b]) for a, b in pairwise(chains[at])]
             hop, at = onwards.get(at, (None, None))
             hops += [hop] if hop else []
         yield _way(tuple(passed), [sightings[n] for n in passed], tuple(hops))
 
 
-def _unchanged(out: Sighting, into: Sighting) -> Hop:
-    """Both have a ClientHello with one random."""
+def _known_again(out: Sighting, into: Sighting) -> Hop:
+    """Both have a ClientHello with one random, or one login."""
     between = out.file, into.file
     one, other = out.handshake, into.handshake
+    if out.random != into.random:
+        what = "in clear" if into.random is None else "behind another ClientHello"
+        why = (
+            f"the same login, by the nonce of its SCRAM challenge, is in {into.file} {what}: the "
+            "hop between ends TLS"
+        )
+        return Hop(between, Passage.TERMINATED, Certainty.PROVED, why)
     assert one.client_hello is not None
     assert other.client_hello is not None
     if one.client_hello.sha256 == other.client_hello.sha256:

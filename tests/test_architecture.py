@@ -14,18 +14,18 @@ import probe
 
 ORDER = """
     wire transcript certificate handshake witness finding conninfo password target attempt
-    evidence binding path login tls identity schedule pcapng packet stream secrets cipher
-    decryption drivers sources observer rules clients verdict door diagnosis sighting
-    clock matching hop vantage reading visit reports commands __main__
+    evidence binding path login tls identity schedule pcapng note packet datagram stream secrets
+    cipher decryption recording drivers sources observer rules clients verdict door diagnosis
+    sighting clock matching hop vantage reading replay visit recorder reports commands __main__
 """.split()
 
 PRODUCTS = {
     *"witness observer rules reports evidence binding path clients verdict door".split(),
-    *"diagnosis sighting clock matching hop vantage reading".split(),
+    *"diagnosis sighting clock matching hop vantage reading replay".split(),
 }
 MAKERS = {
     *"drivers sources login tls identity schedule pcapng packet stream cipher".split(),
-    *"decryption visit".split(),
+    *"datagram decryption recording visit recorder".split(),
 }
 
 THIRD_PARTY = {  # and the only modules that may import it

@@ -34,7 +34,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"probe"}
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "probe").rglob("*.py")}
-    data = {"probe/py.typed", "probe/reports/schema.json", "probe/reports/read.schema.json"}
+    schemas = {f"probe/reports/{name}schema.json" for name in ("", "read.", "replay.")}
+    data = {"probe/py.typed", *schemas}
     assert {name for name in names if name.startswith("probe/")} == modules | data
 
 

@@ -21,6 +21,7 @@ COLLECT_AFTER = 100_000  # objects
 COMMANDS = {
     "probe": "Probe one endpoint: the handshake step by step, what breaks it, what to change.",
     "read": "Read captures: the same diagnosis from other people's connections.",
+    "replay": "Say again what a recorded client said, and compare the answers.",
     "witness": "A stand-in for a server, deployed in its place: tells what reached it.",
     "explain": "The manual of a finding.",
     "rules": "All findings that pgprobe knows.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from probe.evidence import Question
 from probe.finding import Severity
 from probe.handshake import Opening
 from probe.password import find_password
+from probe.recorder import Recorder, RecorderError, takes
 from probe.reports import FORMATS, Report, render
 from probe.target import Target, TargetError, parse_target
 from probe.tls import CertificateFileError, make_context
@@ -97,6 +99,13 @@ door, --login one session.
 )
 @click.option("--output", type=click.Path(dir_okay=False), help="Write the report to this file.")
 @click.option(
+    "--record",
+    "recording",
+    type=click.Path(dir_okay=False),
+    metavar="FILE.pcapng",
+    help="Keep what passed as a capture, with the TLS secrets unless --login is given.",
+)
+@click.option(
     "--fail-on",
     type=click.Choice(["info", "warning", "error", "never"]),
     default="error",
@@ -121,6 +130,7 @@ def command(
     login: bool,
     format_name: str,
     output: str | None,
+    recording: str | None,
     fail_on: str,
 ) -> int:
     """Probe one endpoint: HOST[:PORT], [v6]:PORT, a libpq URI or "key=value" string.
@@ -151,7 +161,18 @@ def command(
     writable = _writable(output) if output else None
     deadline = deadline or 2 * timeout * len(asked.places)
     guest = _guest(asked, chosen) if login else None
-    diagnosis = run(asked, chosen, family, timeout, deadline, proves=prove, login=guest)
+    try:
+        with Recorder(recording) if recording else nullcontext() as recorder:
+            diagnosis = run(
+                asked,
+                chosen,
+                *(family, timeout, deadline),
+                proves=prove,
+                login=guest,
+                recorder=recorder,
+            )
+    except RecorderError as error:
+        raise CouldNotLookError(str(error)) from error
     text = render(Report(asked, diagnosis), format_name)
     if writable is None:
         click.echo(text, nl=False)
@@ -169,11 +190,14 @@ def run(
     *,
     proves: bool = False,
     login: Attempt | None = None,
+    recorder: Recorder | None = None,
 ) -> Diagnosis:
     """Ask at every door, diagnose. Times in seconds; ``deadline`` for the whole run.
 
-    ``proves`` adds the channel binding test, ``login`` a real login.
+    ``proves`` adds the channel binding test, ``login`` a real login; ``recorder`` keeps the run.
     """
+    if recorder:
+        attempts = [replace(attempt, key_log=recorder.key_log) for attempt in attempts]
     question = Question(
         name=target.sni,
         sslmode=target.sslmode,
@@ -185,6 +209,8 @@ def run(
     )
     second = SecondRound(question, attempts[0], proves, login)
     hops = visit(target, attempts, Limits(family, timeout, deadline), second)
+    if recorder:
+        recorder.keep(takes(question, hops))
     return diagnose_hops(question, hops)
 
 

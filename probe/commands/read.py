@@ -148,7 +148,11 @@ def judged(
         problems += [f"{capture.file}: {problem}" for problem in capture.problems]
         recorded += [
             Recorded(
-                _opened(each.transcript, secrets), capture.file, each.first_packet, each.packets
+                _opened(each.transcript, secrets),
+                capture.file,
+                each.first_packet,
+                each.packets,
+                each.note.run if each.note else None,
             )
             for each in capture.connections
         ]

@@ -13,6 +13,7 @@ from probe.door import Door
 from probe.handshake import Handshake, Stage
 from probe.hop import Passage
 from probe.path import through
+from probe.replay import Replay, Replays, Sent, Verdict
 from probe.target import Target
 from probe.vantage import Paths, Way
 from probe.wire import printable
@@ -39,10 +40,10 @@ class Captures(NamedTuple):
     steps: bool = False
 
 
-def render(report: Report | Captures, format_name: str) -> str:
+def render(report: Report | Captures | Replays, format_name: str) -> str:
     """The report in one of ``FORMATS``, ending in a newline."""
     module = import_module(f"probe.reports.{format_name}")
-    write: Callable[[Report | Captures], str] = module.write
+    write: Callable[[Report | Captures | Replays], str] = module.write
     return write(report)
 
 
@@ -172,3 +173,39 @@ def cells(row: Connection) -> tuple[str, ...]:
         seen.tls_version or "-",
         seen.outcome.value,
     )
+
+
+# -- replays ------------------------------------------------------------------------------------
+
+SHOWN_BYTES = 16  # of what is said again
+
+_HEADLINES = {
+    Verdict.SAME: "SAME: what could be compared is answered as it was then",
+    Verdict.DIFFERS: "DIFFERS: answered differently now: {count} of {all}",
+    Verdict.UNKNOWN: "UNKNOWN: the recording does not show what was answered then",
+}
+
+
+def headline(report: Replays) -> str:
+    """The verdict on all connections, in a sentence."""
+    count = sum(replay.verdict is Verdict.DIFFERS for replay in report.replays)
+    return _HEADLINES[report.verdict].format(count=count, all=len(report.replays))
+
+
+def in_short(replay: Replay) -> str:
+    """What became of one connection, in a sentence."""
+    row, verdict = replay.decided, replay.verdict
+    if verdict is Verdict.SAME:
+        return f"the same up to {row.point.value}: {row.now}"
+    if verdict is Verdict.UNKNOWN:
+        return (
+            f"{row.point.value}: {row.now or 'not known'} now, and then {row.then or 'not known'}"
+        )
+    return f"{row.point.value}: {row.now} now, was {row.then}"
+
+
+def sent_line(sent: Sent) -> str:
+    """Bytes that are said again: what they are, and a bounded view of them."""
+    more = " …" if len(sent.data) > SHOWN_BYTES else ""
+    pieces = f" in {sent.segments} segments" if sent.segments > 1 else ""
+    return f"{sent.what}, {len(sent.data)} bytes{pieces}: {sent.data[:SHOWN_BYTES].hex(' ')}{more}"

@@ -1,4 +1,7 @@
-"""The report as one JSON document, described by ``schema.json``, and ``read.schema.json``."""
+"""The report as one JSON document.
+
+``schema.json``, ``read.schema.json`` and ``replay.schema.json`` describe it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from probe.door import Difference, Door
 from probe.finding import Finding
 from probe.handshake import Handshake, Opening, Step
 from probe.path import Path, Sign
-from probe.reports import Captures, Report
+from probe.replay import Replay, Replays
+from probe.reports import SHOWN_BYTES, Captures, Report, headline, in_short
 from probe.vantage import Paths, Way
 from probe.verdict import Verdict
 from probe.wire import printable
@@ -24,14 +28,59 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def write(report: Report | Captures) -> str:
+def write(report: Report | Captures | Replays) -> str:
     """The document, indented; every text in it is safe to print."""
     return json.dumps(document(report), indent=2, ensure_ascii=True) + "\n"
 
 
-def document(report: Report | Captures) -> dict[str, Any]:
+def document(report: Report | Captures | Replays) -> dict[str, Any]:
     """The document as plain values."""
-    return _captures(report) if isinstance(report, Captures) else _diagnosis(report)
+    match report:
+        case Captures():
+            return _captures(report)
+        case Replays():
+            return _replays(report)
+        case _:
+            return _diagnosis(report)
+
+
+def _replays(report: Replays) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "pgprobe": __version__,
+        "file": printable(report.file, 400),
+        "to": report.to,
+        "verdict": {"status": report.verdict.value, "summary": headline(report)},
+        "connections": [_replay(replay) for replay in report.replays],
+        "left_out": [{"connection": number, "why": why} for number, why in report.left_out],
+    }
+
+
+def _replay(replay: Replay) -> dict[str, Any]:
+    return {
+        "connection": replay.number,
+        "client": replay.then.client,
+        "server": replay.then.server or replay.then.door,
+        "opening": replay.then.opening.value,
+        "verdict": replay.verdict.value,
+        "step": replay.decided.point.value,
+        "summary": in_short(replay),
+        "sent": [
+            {
+                "what": sent.what,
+                "bytes": len(sent.data),
+                "segments": sent.segments,
+                "begins": sent.data[:SHOWN_BYTES].hex(),
+            }
+            for sent in replay.sent
+        ],
+        "compared": [
+            {"step": row.point.value, "then": row.then, "now": row.now, "same": row.same}
+            for row in replay.rows
+        ],
+        "then": _attempt(replay.then),
+        "now": _attempt(replay.now),
+    }
 
 
 def _captures(report: Captures) -> dict[str, Any]:

@@ -9,12 +9,15 @@ from tabulate import tabulate
 from probe.diagnosis import Diagnosis
 from probe.evidence import in_words
 from probe.finding import Finding
+from probe.replay import Replays
 from probe.reports import (
     Captures,
     Report,
     cells,
     clock_of,
     fates,
+    headline,
+    in_short,
     matrix,
     milliseconds,
     order_of,
@@ -27,9 +30,30 @@ from probe.wire import printable
 from probe.witness import label
 
 
-def write(report: Report | Captures) -> str:
+def write(report: Report | Captures | Replays) -> str:
     """Verdict, attempts, findings and clients, each as a table; or connections and findings."""
-    return _captures(report) if isinstance(report, Captures) else _diagnosis(report)
+    match report:
+        case Captures():
+            return _captures(report)
+        case Replays():
+            return _replays(report)
+        case _:
+            return _diagnosis(report)
+
+
+def _replays(report: Replays) -> str:
+    rows = [
+        (str(r.number), r.then.client or "?", r.verdict.value, r.decided.point.value, in_short(r))
+        for r in report.replays
+    ]
+    left = [(str(number), why) for number, why in report.left_out]
+    parts = [
+        f"{printable(report.file)}, said again to {report.to}",
+        headline(report),
+        _table(rows, ("no.", "client", "answer", "step", "why")),
+        *([_table(left, ("no.", "not said again"))] if left else []),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _captures(report: Captures) -> str:

@@ -14,17 +14,21 @@ from probe.evidence import in_words
 from probe.finding import Finding
 from probe.handshake import Handshake, Opening, Step
 from probe.path import Answerer, BackendLeg, DirectTls, Path, Routing, TlsEnd
+from probe.replay import Replays, Verdict
 from probe.reports import (
     Captures,
     Report,
     cells,
     clock_of,
     fates,
+    headline,
+    in_short,
     matrix,
     milliseconds,
     one_cluster,
     order_of,
     properties,
+    sent_line,
     steps_of,
     yes_no,
 )
@@ -79,9 +83,15 @@ _DIRECT = {
 }
 
 
-def write(report: Report | Captures) -> str:
+def write(report: Report | Captures | Replays) -> str:
     """The report as lines of at most about ``WIDTH`` columns."""
-    lines = _captures(report) if isinstance(report, Captures) else _lines(report)
+    match report:
+        case Captures():
+            lines = _captures(report)
+        case Replays():
+            lines = _replays(report)
+        case _:
+            lines = _lines(report)
     return "\n".join(lines) + "\n"
 
 
@@ -387,6 +397,31 @@ def _connection_steps(number: int, row: Connection) -> Iterator[str]:
     yield from _steps(seen, printable(title, 300))
     if seen.not_captured:
         yield from _wrapped(f"  not captured: {', '.join(seen.not_captured)}", "    ")
+
+
+# -- replays -----------------------------------------------------------------------------------
+
+
+def _replays(report: Replays) -> Iterator[str]:
+    yield from _wrapped(f"{printable(report.file)}, said again to {report.to}", "  ")
+    yield ""
+    yield from _wrapped(headline(report), "")
+    for replay in report.replays:
+        then = replay.then
+        where = f"{then.client or '?'} to {then.server or then.door}"
+        yield from _section(f"Connection {replay.number}, {where}: {in_short(replay)}")
+        for sent in replay.sent:
+            yield from _wrapped(f"  > {sent_line(sent)}", "    ")
+        if replay.verdict is not Verdict.SAME:
+            rows = [("step", "then", "now")]
+            rows += [
+                (r.point.value, r.then or "not known", r.now or "not known") for r in replay.rows
+            ]
+            yield from _columns(rows)
+    if report.left_out:
+        yield from _section("Not said again")
+        for number, why in report.left_out:
+            yield from _wrapped(f"  connection {number}: {why}", "    ")
 
 
 def _section(title: str) -> Iterator[str]:

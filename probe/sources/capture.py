@@ -10,26 +10,24 @@ from __future__ import annotations
 import contextlib
 import gc
 import pickle
-import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, overload
 
+from probe.note import Note, read_note
 from probe.packet import SYN, Decoder
 from probe.pcapng import Reader, mirrored
 from probe.stream import Conversation, Streams
-from probe.transcript import Asked, Transcript
+from probe.transcript import Transcript
 
 MAX_IGNORED = 131_072  # directions of connections whose bulk is skipped unread
-
-# What a recording of pgprobe's own writes beside the first packet of a connection.
-_COMMENT = re.compile(r"pgprobe attempt (?P<name>.+?)(?:\s+asked=(?P<asked>\w+))?")
 
 
 class Captured(NamedTuple):
     """A connection that a capture holds; ``first_packet`` is its first packet's number.
 
-    ``packets`` counts the packets that were looked at: not the bulk behind the login.
+    ``packets`` counts the packets that were looked at: not the bulk behind the login. ``note`` is
+    what a recording of pgprobe's own says beside it.
     """
 
     transcript: Transcript
@@ -38,6 +36,7 @@ class Captured(NamedTuple):
     client: str
     server: str
     file: str
+    note: Note | None = None
 
 
 class Capture(NamedTuple):
@@ -169,19 +168,15 @@ def _no_collector() -> Iterator[None]:
 
 
 def _captured(conversation: Conversation, number: int, file: str) -> Captured:
-    attempt, asked = f"connection {number}", None
-    noted = _COMMENT.fullmatch(conversation.comment)
-    if noted:
-        attempt = noted["name"]
-        if noted["asked"] in set(Asked):
-            asked = Asked(noted["asked"])
     transcript = Transcript(
-        attempt=attempt,
+        attempt=f"connection {number}",
         door=conversation.server,
         events=conversation.events,
-        asked=asked,
         started=conversation.started,
     )
+    note = read_note(conversation.comment)
+    if note:
+        transcript = note.restored(transcript)
     return Captured(
         transcript,
         conversation.first_packet,
@@ -189,4 +184,5 @@ def _captured(conversation: Conversation, number: int, file: str) -> Captured:
         conversation.client,
         conversation.server,
         file,
+        note,
     )

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from probe.attempt import Attempt
 from probe.drivers import AwaitTurn, Command, Pause, Player, Receive, Send
-from probe.drivers.client import play
+from probe.drivers.client import play as play_client
 from probe.schedule import LEAST_PATIENCE, Ended, Schedule
 from probe.transcript import (
     Closed,
@@ -117,14 +117,16 @@ def probe_door(
     deadline: float,
     resolution: Resolution | None = None,
     watch: Callable[[str], None] = lambda _: None,
+    play: Callable[[Attempt], Player] = play_client,
 ) -> tuple[list[Transcript], list[tuple[str, str]]]:
     """The transcripts of all attempts at one address, and those not made, with the reason.
 
     ``timeout`` is for each wait, ``deadline`` for all of it, both in seconds. ``watch`` is told
     each attempt's name as it starts. ``resolution`` is written into the control's transcript.
+    ``play`` gives the player of an attempt.
     """
     schedule = Schedule(attempts, min(timeout, deadline))
-    with contextlib.closing(_Loop(address, port, schedule, resolution, watch)) as loop:
+    with contextlib.closing(_Loop(address, port, schedule, resolution, watch, play)) as loop:
         loop.run(deadline)
         return loop.transcripts, schedule.not_made
 
@@ -138,7 +140,7 @@ class _Connection:
         spent = resolution.took if resolution else 0.0
         self.began = time.monotonic() - spent
         self.wall = time.time() - spent
-        self.player: Player = play(attempt)
+        self.player: Player = loop.play(attempt)
         self.socket: socket.socket | None = None
         self.unsent = b""
         self.received = 0
@@ -383,12 +385,13 @@ class _Loop:
         schedule: Schedule,
         resolution: Resolution | None,
         watch: Callable[[str], None],
+        play: Callable[[Attempt], Player],
     ) -> None:
         self.address, self.port, self.schedule = address, port, schedule
         self.selector = selectors.DefaultSelector()
         self.running: list[_Connection] = []
         self.done: list[tuple[float, Transcript]] = []
-        self._resolution, self._watch = resolution, watch
+        self._resolution, self._watch, self.play = resolution, watch, play
         self._began = 0.0
 
     @property
