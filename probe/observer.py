@@ -671,6 +671,8 @@ class _Observer:
                 self.steps.begin(Stage.CERTIFICATE, self.at)
             case hello.CERTIFICATE:
                 seen.chain = hello.parse_certificate(body, tls13=tls13)
+            case hello.NEW_SESSION_TICKET:
+                seen.ticket = True
             case hello.CERTIFICATE_REQUEST:
                 seen.certificate_asked = True
                 seen.authorities = hello.parse_certificate_request(body, tls13=tls13)

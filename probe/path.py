@@ -170,6 +170,7 @@ def signs_of(evidence: Evidence, opening: Opening) -> Iterator[Sign]:
     yield from _offer_signs(evidence, asked)
     yield from _version_signs(evidence, asked)
     yield from _retry_signs(evidence, asked)
+    yield from _ticket_signs(evidence, asked)
     yield from _hba_signs(evidence, asked)
     yield from _view_signs(evidence, asked)
     yield from _alpn_signs(evidence, opening)
@@ -248,6 +249,19 @@ def _retry_signs(evidence: Evidence, asked: list[Handshake]) -> Iterator[Sign]:
                 "a server of version 17 or older answers, which by default would have sent a "
                 "HelloRetryRequest, and none came"
             )
+            yield Sign(TlsEnd.PROXY, False, evidence.proof(seen, says))
+            return
+
+
+def _ticket_signs(evidence: Evidence, asked: list[Handshake]) -> Iterator[Sign]:
+    """A session ticket from one who selects ALPN: a server that knows ALPN (17) gives none.
+
+    PostgreSQL keeps no sessions (be-secure-openssl.c: SSL_OP_NO_TICKET, no tickets of TLS 1.3);
+    proxies give tickets unless they are told not to.
+    """
+    for seen in asked:
+        if seen.ticket and selects_alpn(seen):
+            says = "ALPN postgresql is selected and a session ticket given, which no server does"
             yield Sign(TlsEnd.PROXY, False, evidence.proof(seen, says))
             return
 

@@ -19,7 +19,6 @@ from peers import (
     Backend,
     authority,
     converse,
-    server_context,
     transcript,
 )
 
@@ -46,6 +45,7 @@ class Fate:
     name: str = NAME  # of the certificate
     offer: bytes = BINDING_OFFER  # the answer to StartupMessage inside TLS
     alpn: str | None = "postgresql"
+    tickets: bool = False  # to resume the session with, which PostgreSQL does not give
 
     def transcript(self, attempt: Attempt) -> Transcript:
         """The attempt meets this fate."""
@@ -63,7 +63,8 @@ class Fate:
         def messages(said: bytes) -> bytes:
             return {b"\0": self.offer, b"p": SERVER_FIRST}.get(said[:1], b"")
 
-        return Backend(context(self.name, self.alpn), messages, attempt.opening is DIRECT)
+        made = context(self.name, self.alpn, self.tickets)
+        return Backend(made, messages, attempt.opening is DIRECT)
 
     def _answer(self) -> Callable[[bytes], bytes]:
         left = list(self.answers)
@@ -75,11 +76,11 @@ class Fate:
 
 
 @cache
-def context(name: str, alpn: str | None) -> ssl.SSLContext:
-    if " " not in name:
-        return server_context(name, alpn)
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # a placeholder, which is no host's name
-    authority().issue_cert("placeholder.invalid", common_name=name).configure_cert(made)
+def context(name: str, alpn: str | None, tickets: bool) -> ssl.SSLContext:
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    host = name if " " not in name else "placeholder.invalid"  # a placeholder's is no host's name
+    authority().issue_cert(host, common_name=name).configure_cert(made)
+    made.num_tickets = int(tickets)
     if alpn:
         made.set_alpn_protocols([alpn])
     return made

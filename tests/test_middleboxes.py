@@ -90,6 +90,8 @@ HELLOS = (
     replace(SERVED, alpn=None, offer=ONLY_SCRAM),
     replace(SERVED, name=OTHER),
     replace(SERVED, name=PLACEHOLDERS[0], offer=ONLY_SCRAM, alpn=None),
+    replace(SERVED, tickets=True),
+    replace(SERVED, tickets=True, offer=b""),
     replace(SERVED, offer=MD5),
     replace(SERVED, offer=TRUST),
     replace(SERVED, offer=error("28000", f"{HBA}, no encryption", R="ClientAuthentication")),

@@ -138,6 +138,18 @@ def test_only_one_mechanism_over_tls_is_a_likely_terminator_and_never_a_proved_o
     assert terminated.certainty == "likely"
 
 
+def test_a_session_ticket_beside_alpn_speaks_for_a_proxy_and_does_not_decide() -> None:
+    def signs(fate: Fate) -> list[tuple[str, bool]]:
+        made = fate.transcript(CONTROL)
+        path = diagnose(Question(name=NAME), {DOOR: [made]}).first.path
+        return [(sign.end, sign.decides) for sign in path.signs if "ticket" in sign.proof.says]
+
+    assert signs(SERVED) == []
+    assert signs(replace(SERVED, tickets=True)) == [("proxy", False)]
+    assert signs(replace(SERVED, tickets=True, offer=b"")) == [("proxy", False)]
+    assert signs(replace(SERVED, tickets=True, alpn=None)) == []  # old servers gave some
+
+
 def test_controls_that_end_differently_are_indeterminate() -> None:
     again = replace(CONTROL, name="control-again")
     made = [SERVED.transcript(CONTROL), S_THEN_CLOSED.transcript(again)]
