@@ -200,7 +200,7 @@ def _placeholder_signs(
     for seen in asked:
         if name := placeholder(seen):
             says = f"the certificate is {name!r}, which a proxy makes for itself"
-            yield Sign(TlsEnd.PROXY, True, evidence.proof(seen, says))
+            yield Sign(TlsEnd.PROXY, False, evidence.proof(seen, says))
             return
 
 
