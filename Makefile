@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench bench-read check-shared fuzz accuracy lab lab-system lab-versions judges clean
+.PHONY: demo test check bench bench-read check-shared fuzz accuracy lab lab-system lab-versions \
+    captures judges clean
 
 $(READY): setup.cfg pyproject.toml fixtures/lab/requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +60,9 @@ $(DRIVERS): $(READY) fixtures/judges/requirements.txt fixtures/judges/node/packa
 	-npm ci --prefix $(CACHE)/node --ignore-scripts --no-audit --no-fund --silent
 	-cd $(CACHE)/debian && apt-get download -qq libpostgresql-jdbc-java && dpkg --extract *.deb .
 	touch $@
+
+captures: $(READY)
+	$(BIN)/python -m fixtures.captures
 
 judges: $(DRIVERS)
 	$(BIN)/python -m fixtures.judges

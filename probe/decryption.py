@@ -61,7 +61,12 @@ MAX_REQUESTS = 4  # for encryption, in front of a ClientHello
 
 _PROXY_V1, _MAX_PROXY_V1 = b"PROXY ", 107  # bytes, with its end of line
 _NEW_SESSION_TICKET, _KEY_UPDATE = 4, 24
-_TOLD = {hello.ENCRYPTED_EXTENSIONS, hello.CERTIFICATE, hello.CERTIFICATE_REQUEST}
+_TOLD = {
+    hello.ENCRYPTED_EXTENSIONS,
+    hello.CERTIFICATE,
+    hello.CERTIFICATE_REQUEST,
+    hello.NEW_SESSION_TICKET,
+}
 
 _NO_LIBRARY = "opening TLS needs the package cryptography (pip install 'pgprobe[keylog]')"
 

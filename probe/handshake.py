@@ -153,6 +153,7 @@ class Handshake:
     chain: tuple[bytes, ...] = ()  # DER, leaf first
     certificate_asked: bool = False
     authorities: tuple[bytes, ...] = ()  # DER names of a CertificateRequest
+    ticket: bool = False  # the server gave one, to resume the session with
     established: Established | None = None
     verified: Verified | None = None  # where the client checked the chain against roots
     tls_failed: str | None = None  # the client's TLS library's reason

@@ -161,10 +161,17 @@ class _Observer:
         waited = self.at - self.last_byte_at
         if sender is Party.SERVER:
             seen.closed_after = waited
-        elif self.last_sender is Party.CLIENT and self.steps.awaits and waited >= PATIENCE:
+        elif self.last_sender is Party.CLIENT and self._awaits and waited >= PATIENCE:
             seen.left_after = waited
 
+    @property
+    def _awaits(self) -> bool:
+        """An answer is due; a CancelRequest's is that the server closes."""
+        return self.steps.awaits or self.seen.opening is Opening.CANCEL
+
     def _data(self, sender: Party, data: bytes, layer: Layer) -> None:
+        if sender is Party.SERVER and self.seen.ended_by is Party.CLIENT:
+            return  # a packet for somebody who has left: he never heard it
         if layer is Layer.TCP:
             self.last_byte_at, self.last_sender = self.at, sender
             self.steps.passed(sender, data)
@@ -521,7 +528,8 @@ class _Observer:
     def _foreign(self, data: bytes, layer: Layer) -> None:
         seen = self.seen
         said = self._client_hello_bytes() if self.phase is Phase.TLS else self.first_said
-        seen.foreign = foreign.recognise(data, said) or foreign.unrecognised(data)
+        greeted = seen.foreign  # and what it says now may mean nothing by itself
+        seen.foreign = foreign.recognise(data, said) or greeted or foreign.unrecognised(data)
         seen.foreign_in_tls = layer is Layer.TLS
         inside = " inside TLS" if seen.foreign_in_tls else ""
         says = f"not PostgreSQL{inside}: {seen.foreign.protocol}: '{seen.foreign.says}'"
@@ -668,6 +676,8 @@ class _Observer:
                 self.steps.begin(Stage.CERTIFICATE, self.at)
             case hello.CERTIFICATE:
                 seen.chain = hello.parse_certificate(body, tls13=tls13)
+            case hello.NEW_SESSION_TICKET:
+                seen.ticket = True
             case hello.CERTIFICATE_REQUEST:
                 seen.certificate_asked = True
                 seen.authorities = hello.parse_certificate_request(body, tls13=tls13)

@@ -113,9 +113,7 @@ class Path(NamedTuple):
 def trace(evidence: Evidence) -> Path:
     """Conclude from one door's evidence what stands between."""
     pooler = pooler_sign(evidence) is not None
-    signs = tuple(signs_of(evidence, Opening.SSL_REQUEST))
-    if not signs and (evidence.question.direct or nothing_behind_request(evidence)):
-        signs = tuple(signs_of(evidence, Opening.DIRECT_TLS))
+    signs = _signs(evidence)
     end = _tls_end(evidence, signs, pooler)
     routing = _routing(evidence)
     main = evidence.main
@@ -138,6 +136,17 @@ def trace(evidence: Evidence) -> Path:
     )
 
 
+def _signs(evidence: Evidence) -> tuple[Sign, ...]:
+    """Those of the connections that begin as the client in question does, if there are any."""
+    openings = [Opening.SSL_REQUEST]
+    if evidence.question.direct:
+        openings = [Opening.DIRECT_TLS, Opening.SSL_REQUEST]
+    elif nothing_behind_request(evidence):
+        openings = [Opening.SSL_REQUEST, Opening.DIRECT_TLS]
+    every = (tuple(signs_of(evidence, opening)) for opening in openings)
+    return next(filter(None, every), ())
+
+
 def nothing_behind_request(evidence: Evidence) -> bool:
     """SSLRequest breaks, or the ClientHello behind its S is answered with nothing."""
     control = evidence.control
@@ -156,10 +165,12 @@ def signs_of(evidence: Evidence, opening: Opening) -> Iterator[Sign]:
         if seen.opening is opening and seen.asked is Asked.TARGET and seen.startup_in_tls
     ]
     yield from _witness_signs(evidence, asked)
+    yield from _placeholder_signs(evidence, asked, opening)
     yield from _binding_signs(evidence, opening)
     yield from _offer_signs(evidence, asked)
     yield from _version_signs(evidence, asked)
     yield from _retry_signs(evidence, asked)
+    yield from _ticket_signs(evidence, asked)
     yield from _hba_signs(evidence, asked)
     yield from _view_signs(evidence, asked)
     yield from _alpn_signs(evidence, opening)
@@ -178,6 +189,19 @@ def _witness_signs(evidence: Evidence, asked: list[Handshake]) -> Iterator[Sign]
             says = f"{what} arrived at a witness in the server's place"
             yield Sign(TlsEnd.PROXY, True, evidence.proof(seen, says))
         return
+
+
+def _placeholder_signs(
+    evidence: Evidence, asked: list[Handshake], opening: Opening
+) -> Iterator[Sign]:
+    """Where clients in question get so far; others may meet it because they have no route."""
+    if evidence.main is None or evidence.main.opening is not opening:
+        return
+    for seen in asked:
+        if name := placeholder(seen):
+            says = f"the certificate is {name!r}, which a proxy makes for itself"
+            yield Sign(TlsEnd.PROXY, False, evidence.proof(seen, says))
+            return
 
 
 def witnessed(evidence: Evidence) -> Comparison | None:
@@ -229,6 +253,19 @@ def _retry_signs(evidence: Evidence, asked: list[Handshake]) -> Iterator[Sign]:
             return
 
 
+def _ticket_signs(evidence: Evidence, asked: list[Handshake]) -> Iterator[Sign]:
+    """A session ticket from one who selects ALPN: a server that knows ALPN (17) gives none.
+
+    PostgreSQL keeps no sessions (be-secure-openssl.c: SSL_OP_NO_TICKET, no tickets of TLS 1.3);
+    proxies give tickets unless they are told not to.
+    """
+    for seen in asked:
+        if seen.ticket and selects_alpn(seen):
+            says = "ALPN postgresql is selected and a session ticket given, which no server does"
+            yield Sign(TlsEnd.PROXY, False, evidence.proof(seen, says))
+            return
+
+
 def _view_signs(evidence: Evidence, asked: list[Handshake]) -> Iterator[Sign]:
     """After a real login: what the server says of its own connection (pg_stat_ssl)."""
     for seen in asked:
@@ -264,17 +301,13 @@ def _offer_signs(evidence: Evidence, asked: list[Handshake]) -> Iterator[Sign]:
 
 def _hba_signs(evidence: Evidence, asked: list[Handshake]) -> Iterator[Sign]:
     """A refusal by pg_hba says what the server sees of its own connection."""
-    for seen in asked:
-        if seen.error is None or not seen.error.routine:
-            continue
-        if "no encryption" in seen.error.message:
-            says = f"pg_hba speaks of no encryption: {in_words(seen)}"
-            yield Sign(TlsEnd.PROXY, True, evidence.proof(seen, says))
-            return
-        if "SSL encryption" in seen.error.message:
-            says = f"pg_hba speaks of SSL encryption: {in_words(seen)}"
-            yield Sign(TlsEnd.SERVER, False, evidence.proof(seen, says))
-            return
+    refused = [seen for seen in asked if seen.error and seen.error.routine]
+    for words, end in (("no encryption", TlsEnd.PROXY), ("SSL encryption", TlsEnd.SERVER)):
+        for seen in refused:
+            if seen.error and words in seen.error.message:
+                says = f"pg_hba speaks of {words}: {in_words(seen)}"
+                yield Sign(end, end is TlsEnd.PROXY, evidence.proof(seen, says))
+                return
 
 
 def _version_signs(evidence: Evidence, asked: list[Handshake]) -> Iterator[Sign]:
@@ -498,7 +531,7 @@ def _answerer(evidence: Evidence, end: TlsEnd, routing: Routing) -> Answerer:
         return Answerer.UNKNOWN
     if not asking.server_bytes:
         return Answerer.NOBODY
-    if asking.ssl_answer == "other":
+    if asking.ssl_answer == "other" or (asking.ssl_answer is None and asking.foreign):
         return Answerer.OTHER
     if asking.ssl_answer != "S":
         startup = evidence.one(Opening.STARTUP)

@@ -17,12 +17,17 @@ from collections.abc import Callable, Iterator
 from probe.attempt import ALPN, Attempt, HelloShape, TlsVersions
 from probe.transcript import Established
 from probe.wire import printable, records
-from probe.wire.hello import CERTIFICATE, CERTIFICATE_REQUEST, ENCRYPTED_EXTENSIONS
+from probe.wire.hello import (
+    CERTIFICATE,
+    CERTIFICATE_REQUEST,
+    ENCRYPTED_EXTENSIONS,
+    NEW_SESSION_TICKET,
+)
 
 # With these the ClientHello is about 2.1 kB: longer than one segment, far from any limit known.
 _PADDING_PROTOCOLS = [f"pgprobe-padding-{n}-{'x' * 200}" for n in range(8)]
 
-_TOLD = {ENCRYPTED_EXTENSIONS, CERTIFICATE, CERTIFICATE_REQUEST}
+_TOLD = {ENCRYPTED_EXTENSIONS, CERTIFICATE, CERTIFICATE_REQUEST, NEW_SESSION_TICKET}
 
 _VERSIONS = {
     TlsVersions.MODERN: (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.MAXIMUM_SUPPORTED),

@@ -66,6 +66,7 @@ def server_context(name: str = NAME, alpn: str | None = "postgresql") -> ssl.SSL
     """A server's context with a certificate for ``name``; knobs are for the caller to turn."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority().issue_cert(name).configure_cert(context)
+    context.num_tickets = 0  # as PostgreSQL's
     if alpn:
         context.set_alpn_protocols([alpn])
     return context

@@ -189,6 +189,8 @@ def test_a_cancel_request_is_sixteen_bytes_with_a_made_up_key() -> None:
         "04d2162e"  # 1234, 5678
     )
     assert len(data) == 16
+    assert data[8] == 0
+    assert min(data[9:]) >= 0x80  # no such process, and no end of a line
     assert talk >> None << LEAVES
     assert Conversation(cancel).sends() != data
 

@@ -55,7 +55,12 @@ from probe.transcript import (
     Party,
     Transcript,
 )
-from probe.wire.hello import CERTIFICATE, CERTIFICATE_REQUEST, ENCRYPTED_EXTENSIONS
+from probe.wire.hello import (
+    CERTIFICATE,
+    CERTIFICATE_REQUEST,
+    ENCRYPTED_EXTENSIONS,
+    NEW_SESSION_TICKET,
+)
 
 CONTROL = Attempt("control", server_name=NAME)
 
@@ -269,6 +274,22 @@ def test_the_servers_protected_messages_are_those_that_the_live_driver_tells(
     assert told(opened) == [ENCRYPTED_EXTENSIONS, CERTIFICATE_REQUEST, CERTIFICATE]
 
 
+def giving_tickets(count: int) -> ssl.SSLContext:
+    context = server_context()
+    context.num_tickets = count
+    return context
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_session_tickets_are_told_as_the_live_driver_tells_them(count: int, key_log: Path) -> None:
+    passed = session(key_log, server=giving_tickets(count))
+    opened = open_tls(transcript(*passed.facts), passed.secrets)
+    _, live = converse(CONTROL, Backend(giving_tickets(count)).hear)
+    assert told(opened) == [ENCRYPTED_EXTENSIONS, CERTIFICATE, *[NEW_SESSION_TICKET] * count]
+    assert told(transcript(*live)) == told(opened)
+    assert observe(opened).ticket is bool(count)
+
+
 @pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_close_notify_is_told(newest: ssl.TLSVersion, key_log: Path) -> None:
     server = server_context()
@@ -293,7 +314,7 @@ def test_an_alert_behind_finished_is_told(key_log: Path) -> None:
 
 @pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_a_resumed_session_is_opened(newest: ssl.TLSVersion, tmp_path: Path) -> None:
-    client, server = client_context(), server_context()
+    client, server = client_context(), giving_tickets(1)
     server.maximum_version = newest
     first = session(tmp_path / "first", client, server)
     passed = session(tmp_path / "second", client, server, resume=first.client.session)
@@ -305,7 +326,7 @@ def test_a_resumed_session_is_opened(newest: ssl.TLSVersion, tmp_path: Path) -> 
 
 def test_a_whole_flow_is_opened_though_tickets_and_much_data_follow(key_log: Path) -> None:
     rows = [(Party.SERVER, message("D", bytes(100_000)))] * 5
-    passed = session(key_log, talk=[*LOGIN, *rows])
+    passed = session(key_log, server=giving_tickets(2), talk=[*LOGIN, *rows])
     opened = open_tls(transcript(*passed.facts), passed.secrets)
     assert inside(opened, Party.SERVER).endswith(AUTHENTICATION_OK)
 

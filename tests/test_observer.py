@@ -325,6 +325,12 @@ def test_a_greeting_that_nobody_asked_for_is_foreign() -> None:
     assert told.ssl_answer is None
 
 
+def test_a_stranger_keeps_the_name_that_its_greeting_gave_it() -> None:
+    told = seen(server(SSH), client(HELLO), server(b"Invalid SSH identification string.\r\n"))
+    assert told.foreign is not None
+    assert told.foreign.protocol == "SSH"
+
+
 @pytest.mark.parametrize("letter", [b"S", b"N", b"E"])
 def test_a_letter_is_an_answer_only_behind_a_request(letter: bytes) -> None:
     unasked = seen(server(letter), gave_up())
@@ -350,6 +356,21 @@ def test_the_time_between_the_last_byte_and_the_close_is_kept() -> None:
 def test_who_left_first_is_who_ended_it() -> None:
     told = seen(client(SSL_REQUEST), closed(by=Party.CLIENT), closed(Ending.RST))
     assert (told.ended_by, told.ending, told.closed_after) == (Party.CLIENT, Ending.FIN, None)
+
+
+def test_what_the_server_says_to_a_client_that_has_left_is_no_answer() -> None:
+    left = (client(STARTUP), closed(by=Party.CLIENT))
+    told = seen(*left, server(HTTP), closed(Ending.RST, Party.CLIENT))
+    assert (told.foreign, told.server_bytes, told.outcome) == (None, 0, seen(*left).outcome)
+
+
+def test_a_client_that_waits_in_vain_for_the_end_of_its_cancel_request_got_no_answer() -> None:
+    cancel = Event(0.0, client(cancel_request(42, b"key!")))
+    connected = Event(0.0, Connected("127.0.0.1:40000", DOOR))
+    for after, outcome in ((2.0, Outcome.SILENT), (0.1, Outcome.CLOSED)):
+        left = Event(after, closed(by=Party.CLIENT))
+        told = observe(Transcript("cancel", DOOR, (connected, cancel, left)))
+        assert told.outcome is outcome
 
 
 # --- how the client put it ----------------------------------------------------------------------
@@ -792,15 +813,20 @@ FACTS = DATA | st.one_of(
 )
 
 
+BY_TCP = (Ending.FIN, Ending.RST)
+
+
 @given(st.lists(FACTS, max_size=12))
 def test_no_sequence_of_facts_makes_the_observer_raise(facts: list[Fact]) -> None:
     told = seen(*facts)
     assert told.outcome in Outcome
     assert told.awaited is None or told.awaited in Stage
     assert all(step.took >= 0 for step in told.steps)
+    ends = [n for n, fact in enumerate(facts) if isinstance(fact, Closed) and fact.how in BY_TCP]
+    heard = facts[: ends[0]] if told.ended_by is Party.CLIENT else facts
     assert told.server_bytes == sum(
         len(fact.data)
-        for fact in facts
+        for fact in heard
         if isinstance(fact, Data) and (fact.sender, fact.layer) == (Party.SERVER, Layer.TCP)
     )
 

@@ -39,7 +39,7 @@ def play(attempt: Attempt) -> Player:
         case Opening.NOTHING:
             yield from _listen()
         case Opening.CANCEL:
-            yield Send(cancel_request(int.from_bytes(os.urandom(4), "big") >> 1, os.urandom(4)))
+            yield Send(_made_up_cancel())
             yield from _listen()
         case Opening.STARTUP:
             yield from _startup(_Clear(), attempt)
@@ -54,6 +54,15 @@ def play(attempt: Attempt) -> Player:
             yield from _pipelined(attempt)
         case Opening.SSL_REQUEST:
             yield from _ask_for_tls(attempt)
+
+
+def _made_up_cancel() -> bytes:
+    """A CancelRequest for nobody: no system has such a process id.
+
+    No byte of it is the end of a line, on which a peer that reads lines would answer.
+    """
+    process_id, key = (bytes(byte | 0x80 for byte in os.urandom(size)) for size in (3, 4))
+    return cancel_request(int.from_bytes(process_id, "big"), key)
 
 
 def _listen() -> Player:

@@ -268,7 +268,8 @@ def accepts_then_closes(evidence: Evidence) -> Iterator[Found]:
         S309: an S comes first. Not separable: dead upstream, allow-list, a PROXY header sent to
         a server that cannot read one; and an SNI router whose asked name has no route, or whose
         server is 16 or older, since it closes on both openings too. --other-name helps there.
-        Without a bare ClientHello in the evidence the certainty is only possible.
+        Without a bare ClientHello in the evidence, or one that was closed before it said
+        anything, the certainty is only possible.
 
     What to change
         Check that the proxy reaches its upstream, then allow-lists: the client's source address
@@ -286,8 +287,10 @@ def accepts_then_closes(evidence: Evidence) -> Iterator[Found]:
     bare = evidence.one(Opening.DIRECT_TLS)
     proofs = [evidence.proof(seen) for seen in (evidence.first, bare) if seen]
     listening = evidence.one(Opening.NOTHING)
+    several = len(evidence.handshakes) > 1
     message = "TCP is accepted, and every connection is closed without a byte"
-    if listening and hung_up(listening) and (listening.closed_after or 0) < 1:
+    at_once = listening is not None and hung_up(listening) and (listening.closed_after or 0) < 1
+    if listening and at_once:
         message += ", a silent one too and at once: so does a proxy whose upstream is down"
         proofs.append(evidence.proof(listening))
     elif listening and hung_up(listening):
@@ -298,7 +301,8 @@ def accepts_then_closes(evidence: Evidence) -> Iterator[Found]:
     yield Found(
         message,
         tuple(proofs),
-        Certainty.PROVED if bare else Certainty.POSSIBLE,
+        # who is closed before he says anything would be, whatever he said
+        Certainty.PROVED if bare or (at_once and several) else Certainty.POSSIBLE,
         fix=(
             Fix("load balancer", "check that the upstream is up and reachable from the proxy"),
             Fix("load balancer", "check allow-lists: the client's address may not be welcome"),

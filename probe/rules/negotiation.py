@@ -262,7 +262,7 @@ def tls_refused(evidence: Evidence) -> Iterator[Found]:
         )
 
 
-@rule("N204", "not-postgresql", Severity.ERROR)
+@rule("N204", "not-postgresql", Severity.ERROR, starttls=True)
 def not_postgresql(evidence: Evidence) -> Iterator[Found]:
     """Another protocol answers: HTTP, SSH, MySQL, an echo, or one that nobody knows.
 

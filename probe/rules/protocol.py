@@ -11,6 +11,7 @@ from probe.evidence import (
     TOO_MANY_CONNECTIONS,
     Evidence,
     broke_off,
+    hung_up,
     in_words,
     server_is_full,
 )
@@ -440,7 +441,7 @@ def startup_unanswered(evidence: Evidence) -> Iterator[Found]:
     What it says
         The handshake finished, so somebody speaks TLS and has a certificate. The StartupMessage
         inside it got neither an authentication request nor an error: the peer closed, reset, or
-        said nothing.
+        said nothing. A peer that hung up so fast that it was not sent is told the same way.
 
     Why it matters
         Every client of that kind stops there; psql reports a closed connection, or hangs.
@@ -473,12 +474,17 @@ def startup_unanswered(evidence: Evidence) -> Iterator[Found]:
         A BackendTLSPolicy asks a Gateway for TLS towards the Service, and knows no SSLRequest.
     """
     seen = through(evidence)
-    if seen is None or not seen.startup_in_tls or seen.authentication or seen.error:
+    if seen is None or seen.authentication or seen.error or seen.foreign:
         return
-    if seen.foreign or not (broke_off(seen) or seen.alert):
+    if seen.startup_in_tls:
+        left, what = broke_off(seen) or seen.alert is not None, "the StartupMessage inside it is"
+    else:
+        left = hung_up(seen) and "startup" not in seen.not_captured
+        what = "before the StartupMessage it is"
+    if not left:
         return
     yield Found(
-        f"TLS finishes, and the StartupMessage inside it is {in_words(seen)}",
+        f"TLS finishes, and {what} {in_words(seen)}",
         (evidence.proof(seen),),
         fix=(
             Fix(

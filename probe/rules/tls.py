@@ -26,7 +26,7 @@ from probe.path import (
     through,
     trace,
 )
-from probe.rules import Found, rule
+from probe.rules import Found, gets_in_direct, rule
 from probe.transcript import Asked
 from probe.wire.records import VERSIONS
 
@@ -68,14 +68,15 @@ def tls_terminated(evidence: Evidence) -> Iterator[Found]:
         refusal says "no encryption". Control and no-alpn: alert 120 (15 03 0x 00 02 02 78) to
         ALPN postgresql, success without. protocol-3.1002: the server names 3.2 as its newest,
         and nobody selected ALPN. direct-no-alpn, where a server closes: authentication (counted
-        where SSLRequest breaks) or an open, silent connection.
+        where SSLRequest breaks) or an open, silent connection. Behind the client's Finished, a
+        NewSessionTicket (04) from one who selected ALPN: PostgreSQL gives none.
 
     How it is told from its look-alikes
         P504 (pooler-answers) offers no -PLUS either; protocol-3.1002 separates them: a relay
         passes the server's answer on, a pooler refuses in its own words and silences T401. N202
         (tls-terminator-without-starttls) breaks on SSLRequest. N204 (not-postgresql) wins where
         another protocol speaks inside TLS. T407 (default-certificate) stands beside this one. A
-        missing -PLUS alone, or a placeholder alone, gives likely: forks may switch -PLUS off. A
+        missing -PLUS, a placeholder, a session ticket alone give likely: forks may differ. A
         re-encrypting proxy before a server older than 18 shows -PLUS, and is not seen unless
         ALPN gives it away. Methods without SASL show no list. A witness in the server's place
         (pgprobe witness) proves it, whatever is behind: see W602 (changed-on-the-way).
@@ -94,7 +95,7 @@ def tls_terminated(evidence: Evidence) -> Iterator[Found]:
     path = trace(evidence)
     if path.tls_ends_at is not TlsEnd.PROXY or path.pooler or through(evidence) is None:
         return
-    if foreign_answer(evidence):
+    if foreign_answer(evidence) and not gets_in_direct(evidence):
         return  # said by N204
     signs = [sign for sign in path.signs if sign.end is TlsEnd.PROXY]
     sure = any(sign.decides for sign in signs)
@@ -646,6 +647,7 @@ _IN_THE_LOG = (Fix("server", "an alert names its cause in the log of whoever sen
     "T411",
     "tls-handshake-failed",
     Severity.ERROR,
+    starttls=True,
     unless=("C109", "N209", "S301", "S309", "T408", "T410"),
 )
 def tls_handshake_failed(evidence: Evidence) -> Iterator[Found]:
