@@ -230,8 +230,18 @@ def _spoke(evidence: Evidence) -> list[Handshake]:
     return [
         seen
         for seen in evidence.handshakes
-        if seen.opening is not Opening.NOTHING or seen.not_connected is ConnectFailure.RESET
+        if seen.opening is not Opening.NOTHING or _reset_at_once(seen)
     ]
+
+
+def _reset_at_once(seen: Handshake) -> bool:
+    """Inside connect, where a live client sees it, or right behind, where a capture does."""
+    behind = seen.outcome is Outcome.RESET and hung_up(seen) and _at_once(seen)
+    return seen.not_connected is ConnectFailure.RESET or behind
+
+
+def _at_once(seen: Handshake) -> bool:
+    return (seen.closed_after or 0) < 1
 
 
 def _hung_up_on_all(evidence: Evidence) -> bool:
@@ -289,7 +299,7 @@ def accepts_then_closes(evidence: Evidence) -> Iterator[Found]:
     listening = evidence.one(Opening.NOTHING)
     several = len(evidence.handshakes) > 1
     message = "TCP is accepted, and every connection is closed without a byte"
-    at_once = listening is not None and hung_up(listening) and (listening.closed_after or 0) < 1
+    at_once = listening is not None and hung_up(listening) and _at_once(listening)
     if listening and at_once:
         message += ", a silent one too and at once: so does a proxy whose upstream is down"
         proofs.append(evidence.proof(listening))
