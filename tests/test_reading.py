@@ -125,8 +125,8 @@ def test_c109_suspects_the_mtu_where_the_segments_are_large() -> None:
     told = found("C109", resent("server", flight, 4))
     assert told is not None
     assert told[0] == (
-        "the server's flight was sent again 4 times, in segments of up to 1400 bytes, and never "
-        "got through: the path's MTU is the first suspect"
+        f"the server's flight was sent again 4 times, in segments of up to {len(flight)} bytes, "
+        "and never got through: the path's MTU is the first suspect"
     )
     assert told[2] is Certainty.LIKELY
 
