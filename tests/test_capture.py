@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from captures import asks, flights, say, served, write
+from conversations import asks, flights, say, served, write
 
 from fixtures.packets import (
     ACK,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from captures import flights
+from conversations import flights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jsonschema
 import pytest
-from captures import asks, flights, say, served, write
+from conversations import asks, flights, say, served, write
 from peers import NAME, asks_for_retry, only_tls12
 from sessions import PASSWORD, PROOF, Session, session
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 
 import pytest
-from captures import asks, flights, hangs, say, served
+from conversations import asks, flights, hangs, say, served
 from peers import NAME, asks_for_retry
 
 from fixtures.packets import (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from captures import served, write
+from conversations import served, write
 
 from fixtures.shared_captures import OF_FILE, OF_STREAM, USUAL, check, check_one, stated
 from probe.pcapng import Reader
