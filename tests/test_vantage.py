@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -617,7 +618,7 @@ def places() -> Iterator[Lab]:
         yield lab
 
 
-def seen(lab: Lab, name: str, *attempts: Attempt) -> Reading:
+def seen(lab: Lab, name: str, *attempts: Attempt, key_log: Path | None = None) -> Reading:
     """These attempts one after the other, and what real captures before and behind hold of them."""
     if name in ABSENT:
         pytest.skip(str(ABSENT[name]))
@@ -631,10 +632,11 @@ def seen(lab: Lab, name: str, *attempts: Attempt) -> Reading:
                 time.sleep(PAUSE)
     except NoSnifferError as error:
         pytest.skip(str(error))
-    return judged(
+    captures = (
         read_capture(io.BytesIO(sniffer.pcap), name=f"{n}.pcap")
         for n, sniffer in enumerate(sniffers)
     )
+    return judged(captures, key_log.read_bytes() if key_log else b"")
 
 
 def outcomes(reading: Reading) -> list[tuple[str, Passage, Certainty | None, object]]:
@@ -685,6 +687,20 @@ def test_tls_is_seen_to_end_at_a_real_terminator(places: Lab, name: str) -> None
 @pytest.mark.parametrize("name", TERMINATORS)
 def test_tls_is_seen_to_end_where_ssl_request_is_answered(places: Lab, name: str) -> None:
     assert outcomes(seen(places, name, STARTTLS)) == [("ssl-request", *ENDED)]
+
+
+@pytest.mark.parametrize(
+    ("name", "attempt"), [("traefik-terminate-alpn", STARTTLS), ("nginx-terminate-alpn", DIRECT)]
+)
+def test_with_the_keys_the_login_is_known_again_and_proves_that_tls_ended(
+    places: Lab, tmp_path: Path, name: str, attempt: Attempt
+) -> None:
+    key_log = tmp_path / "keys"
+    asked = replace(attempt, key_log=str(key_log))
+    reading = seen(places, name, asked, asked, key_log=key_log)
+    proved = ("terminated", "proved", ("0.pcap", "1.pcap"))
+    assert outcomes(reading) == [(attempt.opening, *proved)] * 2
+    assert "the same login" in way(reading).why
 
 
 def test_two_real_hops_that_pass_tls_through_are_one_path_of_three(places: Lab) -> None:
