@@ -6,9 +6,9 @@ import io
 from collections.abc import Callable
 
 import pytest
-from captures import asks, flights, hangs, say, served
 from peers import NAME, asks_for_retry
 
+from captures import asks, flights, hangs, say, served
 from fixtures.packets import (
     ACK,
     EPOCH,
