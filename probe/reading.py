@@ -69,7 +69,7 @@ class Connection(NamedTuple):
 
     @property
     def transcript(self) -> Transcript:
-        """Its events."""
+        """Its events; of a stranger's, the last one alone."""
         return self.recorded.transcript
 
     @property
@@ -109,19 +109,16 @@ class Reading(NamedTuple):
     paths: Paths = Paths()
 
 
-def read(
-    recorded: Sequence[Recorded], problems: Iterable[str] = (), vantages: Iterable[Vantage] = ()
-) -> Reading:
+def read(recorded: Iterable[Recorded], vantages: Sequence[Vantage]) -> Reading:
     """Observe each connection, group them, ask the rules; follow them from file to file.
 
-    ``vantages`` are the files as they were given, those without a connection too.
+    ``vantages`` are the files as they were given, those without a connection too. ``recorded`` may
+    be made as it is read: of what strangers said no more is kept than a row tells.
     """
     places = {each.file: each for each in vantages}
-    files = tuple(dict.fromkeys([*places, *(each.file for each in recorded)]))
-    ends = defaultdict(float, {each.file: each.ended for each in places.values()})
-    for each in recorded:
-        ends[each.file] = max(ends[each.file], _ended(each.transcript))
-    rows = [_observed(_labelled(each, len(files) > 1), ends[each.file]) for each in recorded]
+    rows = [
+        _observed(_labelled(each, len(places) > 1), places[each.file].ended) for each in recorded
+    ]
     told: dict[int, dict[Finding, None]] = defaultdict(dict)
     together: dict[tuple[str, str, str], Finding] = {}
     for finding, concerned in _judged(rows):
@@ -130,8 +127,8 @@ def read(
             told[number][finding] = None
     findings = sorted(together.values(), key=lambda f: (-f.severity.rank, f.code))
     rows = [row._replace(findings=tuple(_once(told[id(row.handshake)]))) for row in rows]
-    paths = follow([_sighting(row, ends[row.file]) for row in rows], list(places.values()))
-    return Reading(files, tuple(rows), tuple(findings), tuple(problems), paths)
+    paths = follow([_sighting(row, places[row.file].ended) for row in rows], [*places.values()])
+    return Reading(tuple(places), tuple(rows), tuple(findings), paths=paths)
 
 
 def _once(findings: Iterable[Finding]) -> Iterator[Finding]:
@@ -165,7 +162,15 @@ def _observed(recorded: Recorded, end: float) -> Connection:
     if open_ended and seen.not_connected is None:
         ended = _ended(recorded.transcript)
         seen = observe(_prolonged(recorded.transcript, seen, end - ended))
+    if _is_strangers(recorded):
+        last = recorded.transcript.events[-1:]
+        recorded = recorded._replace(transcript=recorded.transcript._replace(events=last))
     return Connection(recorded, seen)
+
+
+def _is_strangers(recorded: Recorded) -> bool:
+    """Nobody will ask for its events again: it is not judged as a run of our own."""
+    return recorded.run is None and bool(_STRANGER.fullmatch(recorded.transcript.attempt))
 
 
 def _prolonged(transcript: Transcript, seen: Handshake, left: float) -> Transcript:

@@ -27,6 +27,7 @@ from probe.commands.read import judged
 from probe.finding import Certainty, Severity
 from probe.handshake import FACTS, Opening, Outcome
 from probe.reading import Reading, Recorded, read
+from probe.sighting import Vantage
 from probe.sources.capture import read_capture
 from probe.transcript import Asked, Transcript
 
@@ -393,24 +394,25 @@ def test_doors_are_judged_apart() -> None:
 def test_a_recorded_run_of_our_own_is_judged_as_it_was() -> None:
     (row,) = read_capture(io.BytesIO(pcap(served(OTHER).frames)), name="x").connections
     own = row.transcript._replace(attempt="control", asked=Asked.TARGET)
-    told = read([Recorded(own, "x", 1, 9)])
+    told = read([Recorded(own, "x", 1, 9)], [Vantage("x", EPOCH, EPOCH + 1)])
     assert told.connections[0].handshake.asked is Asked.TARGET
     assert not any(finding.code in ("S310", "N210") for finding in told.findings)
 
 
 def test_labels_name_their_file_where_there_are_several() -> None:
     (row,) = read_capture(io.BytesIO(pcap(served().frames)), name="x").connections
-    told = read([Recorded(row.transcript, "a.pcap"), Recorded(row.transcript, "b.pcap")], ["p"])
+    places = [Vantage(name, EPOCH, EPOCH + 1) for name in ("a.pcap", "b.pcap")]
+    told = read([Recorded(row.transcript, each.file) for each in places], places)
     assert [each.transcript.attempt for each in told.connections] == [
         "connection 1 of a.pcap",
         "connection 1 of b.pcap",
     ]
     assert told.files == ("a.pcap", "b.pcap")
-    assert told.problems == ("p",)
 
 
 def test_a_connection_without_any_event_is_a_row() -> None:
-    told = read([Recorded(Transcript("connection 1", "192.0.2.2:5432", ()), "x")])
+    empty = Transcript("connection 1", "192.0.2.2:5432", ())
+    told = read([Recorded(empty, "x")], [Vantage("x", EPOCH, EPOCH)])
     assert len(told.connections) == 1
     assert told.findings == ()
 

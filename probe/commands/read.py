@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -143,22 +143,20 @@ def judged(
     ``everything`` and ``narrowed`` tell how they were read, as a
     :class:`~probe.sighting.Vantage` has it.
     """
-    recorded, problems, vantages = [], [], []
+    captures = list(captures)
+    vantages = [Vantage(c.file, c.began, c.ended, everything, narrowed) for c in captures]
+    problems = (f"{c.file}: {problem}" for c in captures for problem in c.problems)
+    reading = read(_recorded(captures, key_log), vantages)
+    return reading._replace(problems=tuple(problems))
+
+
+def _recorded(captures: Iterable[Capture], key_log: bytes) -> Iterator[Recorded]:
     for capture in captures:
-        vantages.append(Vantage(capture.file, capture.began, capture.ended, everything, narrowed))
         secrets = parse_key_log(key_log, *capture.secrets)
-        problems += [f"{capture.file}: {problem}" for problem in capture.problems]
-        recorded += [
-            Recorded(
-                _opened(each.transcript, secrets),
-                capture.file,
-                each.first_packet,
-                each.packets,
-                each.note.run if each.note else None,
-            )
-            for each in capture.connections
-        ]
-    return read(recorded, problems, vantages)
+        for each in capture.connections:
+            run = each.note.run if each.note else None
+            transcript = _opened(each.transcript, secrets)
+            yield Recorded(transcript, capture.file, each.first_packet, each.packets, run)
 
 
 def _opened(transcript: Transcript, secrets: Secrets) -> Transcript:
