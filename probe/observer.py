@@ -20,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum, auto
 
-from probe.handshake import FACTS, Handshake, Opening, Outcome, Stage, Step
+from probe.handshake import FACTS, Handshake, Opening, Outcome, Stage
+from probe.ladder import SHOWN_BYTES, Ladder
 from probe.transcript import (
     Closed,
     Connected,
@@ -47,7 +48,6 @@ from probe.transcript import (
 from probe.wire import Malformed, foreign, hello, messages, printable, records, startup
 from probe.wire.witness import find_testimony
 
-SHOWN_BYTES = 4_096  # of what passed in a step, each way
 MAX_BUFFERED = 262_144  # bytes not read yet, each way
 PATIENCE = 1.0  # seconds; a client that leaves later than that was waiting for an answer
 MAX_NOTED = 16  # retransmissions and strange resets of a connection that are kept
@@ -100,7 +100,7 @@ class _Observer:
         self.request_segments = 0
         self.first_said = b""
         self.last_sender: Party | None = None
-        self.steps = _Steps(self.seen)
+        self.steps = Ladder(self.seen)
         self.last_byte_at = 0.0
         self.at = 0.0
 
@@ -845,69 +845,6 @@ class _Observer:
                 phase is Phase.TLS and not self.seen.server_hello and foreign.recognise(data)
             ):
                 self._foreign(data, layer)
-
-
-class _Steps:
-    """The ladder: one step a stage, with what passed while it was the current one."""
-
-    def __init__(self, seen: Handshake) -> None:
-        self.seen = seen
-        self.reached: Stage | None = None
-        self._stage: Stage | None = None
-        self._began = 0.0
-        self._passed: dict[Party, bytearray] = {}
-        self._lengths: dict[Party, int] = {}
-        self._clear()
-
-    def begin(self, stage: Stage, at: float, *, carried: bool = False) -> None:
-        """The stage begins; ``carried``: the bytes just seen are its own."""
-        self._stage, self._began = stage, at
-        if not carried:
-            self._clear()
-
-    @property
-    def awaits(self) -> bool:
-        """A stage's answer is awaited."""
-        return self._stage is not None
-
-    def passed(self, sender: Party, data: bytes) -> None:
-        kept = self._passed[sender]
-        kept += data[: SHOWN_BYTES - len(kept)]
-        self._lengths[sender] += len(data)
-
-    def end(self, at: float, says: str, *, reached: bool = True) -> None:
-        """The stage's answer came (``reached``), or one that ends the connection."""
-        if self._stage is None:
-            # an answer to nothing: a greeting before the request
-            if self.reached is None or reached:
-                return
-            self._stage, self._began = Stage.SSL_REQUEST, at
-        self.seen.steps.append(
-            Step(
-                stage=self._stage,
-                at=self._began,
-                took=max(0.0, at - self._began),
-                peer=self.seen.server or self.seen.door,
-                sent=bytes(self._passed[Party.CLIENT]),
-                received=bytes(self._passed[Party.SERVER]),
-                sent_bytes=self._lengths[Party.CLIENT],
-                received_bytes=self._lengths[Party.SERVER],
-                says=says,
-            )
-        )
-        if reached:
-            self.reached = self._stage
-        self._stage = None
-        self._clear()
-
-    def abandon(self, at: float, says: str) -> None:
-        """The connection ended while the stage was waited for."""
-        if self._stage is not None:
-            self.end(at, says, reached=False)
-
-    def _clear(self) -> None:
-        self._passed = {Party.CLIENT: bytearray(), Party.SERVER: bytearray()}
-        self._lengths = {Party.CLIENT: 0, Party.SERVER: 0}
 
 
 def _error_text(error: messages.ErrorResponse) -> str:

@@ -14,18 +14,18 @@ import probe
 
 ORDER = """
     wire transcript certificate handshake witness finding conninfo password target attempt
-    evidence binding path login tls identity schedule pcapng note packet datagram stream gather
-    split secrets cipher decryption recording drivers sources observer rules clients verdict door
-    diagnosis sighting clock matching hop vantage reading replay visit recorder reports commands
-    __main__
+    evidence binding path login tls identity schedule pcapng note packet datagram flow stream
+    gather split secrets cipher decryption recording drivers sources ladder observer rules
+    clients verdict door diagnosis sighting clock matching hop vantage reading replay visit
+    recorder reports commands __main__
 """.split()
 
 PRODUCTS = {
-    *"witness observer rules reports evidence binding path clients verdict door".split(),
+    *"witness ladder observer rules reports evidence binding path clients verdict door".split(),
     *"diagnosis sighting clock matching hop vantage reading replay".split(),
 }
 MAKERS = {
-    *"drivers sources login tls identity schedule pcapng packet stream gather split".split(),
+    *"drivers sources login tls identity schedule pcapng packet flow stream gather split".split(),
     *"cipher datagram decryption recording visit recorder".split(),
 }
 

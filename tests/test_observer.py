@@ -27,7 +27,8 @@ from peers import (
 
 from probe.attempt import Attempt, HelloShape, TlsVersions
 from probe.handshake import Handshake, Opening, Outcome, Stage
-from probe.observer import MAX_BUFFERED, SHOWN_BYTES, observe
+from probe.ladder import SHOWN_BYTES
+from probe.observer import MAX_BUFFERED, observe
 from probe.tls import TlsClient
 from probe.transcript import (
     Asked,

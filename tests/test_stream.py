@@ -24,10 +24,11 @@ from fixtures.packets import (
     Talk,
     tls_flights,
 )
-from probe import stream
+from probe import flow, stream
+from probe.flow import Conversation
 from probe.packet import Decoder
 from probe.pcapng import ETHERNET
-from probe.stream import Conversation, Streams
+from probe.stream import Streams
 from probe.transcript import (
     Closed,
     Connected,
@@ -628,18 +629,18 @@ def wanted(talk: Talk) -> list[bool]:
 def test_no_more_is_wanted_of_a_session_and_its_end_is_told() -> None:
     for chatter in (b"\x17\x03\x03\0\5hello", b"Q\0\0\0\5x"):
         talk = asked()
-        for _ in range(stream.SESSION_RECORDS + 1):
+        for _ in range(flow.SESSION_RECORDS + 1):
             talk.say("client", chatter).say("server", b"D" * 20)
         assert wanted(talk)[-1] is False
         assert wanted(talk)[:5] == [True] * 5
         told = facts(talk.close().frames)
         assert told[-2:] == [Closed(C, Ending.FIN), Closed(S, Ending.FIN)]
-        assert len(said(told, C)) < len(chatter) * (stream.SESSION_RECORDS + 1)
+        assert len(said(told, C)) < len(chatter) * (flow.SESSION_RECORDS + 1)
 
 
 def test_bulk_that_is_not_wanted_and_comes_all_the_same_changes_nothing() -> None:
     talk = asked()
-    for _ in range(stream.SESSION_RECORDS + 1):
+    for _ in range(flow.SESSION_RECORDS + 1):
         talk.say("client", b"\x17\x03\x03\0\5hello")
     before = one(talk.frames)
     for _ in range(50):
@@ -662,11 +663,11 @@ def test_no_more_is_wanted_of_what_is_left_out() -> None:
 @pytest.mark.parametrize("size", [1, 50, 1_400])
 def test_what_is_kept_of_a_side_is_bounded(size: int) -> None:
     talk = asked()
-    for _ in range(2 * stream.MAX_SAID // size if size > 1 else 2 * stream.MAX_DELIVERIES):
+    for _ in range(2 * flow.MAX_SAID // size if size > 1 else 2 * flow.MAX_DELIVERIES):
         talk.say("server", b"x" * size)
     conversation = one(talk.frames)
-    assert len(said([e.fact for e in conversation.events], S)) <= stream.MAX_SAID + size
-    assert len(conversation.events) <= stream.MAX_DELIVERIES + 10
+    assert len(said([e.fact for e in conversation.events], S)) <= flow.MAX_SAID + size
+    assert len(conversation.events) <= flow.MAX_DELIVERIES + 10
 
 
 # --- hostile ----------------------------------------------------------------------------------
@@ -770,7 +771,7 @@ def test_a_stream_of_overlapping_segments_is_bounded(step: int) -> None:
         streams.take(segment, 1)
         assert streams.held < 9_000_000
     streams.finish()
-    assert len(told[0].events) <= stream.MAX_EVENTS
+    assert len(told[0].events) <= flow.MAX_EVENTS
 
 
 @given(

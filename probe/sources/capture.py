@@ -15,12 +15,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, overload
 
+from probe.flow import Conversation
 from probe.gather import Trace, gather
 from probe.note import Note, read_note
 from probe.packet import Decoder
 from probe.pcapng import Reader
 from probe.split import Part, Slice, record_end, split
-from probe.stream import DISORDER, MAX_FLOWS, MAX_HELD, MAX_LEFT_OUT, Conversation, State, Streams
+from probe.stream import DISORDER, MAX_FLOWS, MAX_HELD, MAX_LEFT_OUT, State, Streams
 from probe.transcript import (
     Closed,
     Connected,
