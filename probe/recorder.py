@@ -70,6 +70,19 @@ class Recorder:
             self._refuse_what_is_no_file()
             Path(self._file.name).replace(self._path)
 
+    def keep_run(self, question: Question, hops: Sequence[Hop]) -> None:
+        """What was said at all doors, with what reading it again needs to judge it alike."""
+        self.keep(
+            [
+                Take(
+                    transcript, Run(hop.label, question.sslmode, question.identity, question.proves)
+                )
+                for hop in hops
+                for told in hop.transcripts.values()
+                for transcript in told
+            ]
+        )
+
     def _refuse_what_is_no_file(self) -> None:
         """A link or a device keeps its place: renaming would put a file there."""
         with contextlib.suppress(FileNotFoundError):
@@ -82,13 +95,3 @@ class Recorder:
             yield
         except OSError as error:
             raise RecorderError(f"cannot write {str(self._path)!r}: {error.strerror}") from error
-
-
-def takes(question: Question, hops: Sequence[Hop]) -> list[Take]:
-    """What was said at all doors, with what reading it again needs to judge it alike."""
-    return [
-        Take(transcript, Run(hop.label, question.sslmode, question.identity, question.proves))
-        for hop in hops
-        for told in hop.transcripts.values()
-        for transcript in told
-    ]

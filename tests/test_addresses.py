@@ -12,6 +12,7 @@ from probe.attempt import Attempt, quick
 from probe.commands.probe import run
 from probe.diagnosis import Diagnosis
 from probe.target import parse_target
+from probe.visit import Limits
 
 NAME = "db-1.example.test"
 Ask = Callable[..., Diagnosis]
@@ -28,7 +29,7 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Ask:
 
         monkeypatch.setattr(socket, "getaddrinfo", look_up)
         control = Attempt("control", server_name=NAME)
-        return run(parse_target(f"{NAME}:{port}", {}), quick(control), 0, 2.0, 4.0)
+        return run(parse_target(f"{NAME}:{port}", {}), quick(control), Limits(0, 2.0, 4.0))
 
     return probe
 

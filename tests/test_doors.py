@@ -16,6 +16,10 @@ from fixtures.lab.listener import Forwarder, Listener
 from fixtures.lab.pgbouncer import Bouncer
 from fixtures.lab.stunnel import Tunnel
 from fixtures.lab.traefik import EntryPoint
+from probe.attempt import Attempt, quick
+from probe.commands.probe import run
+from probe.target import parse_target
+from probe.visit import Limits
 
 Run = Callable[..., Any]
 Diagnose = Callable[..., dict[str, Any]]
@@ -273,10 +277,6 @@ def test_one_deadline_is_for_all_doors(diagnose: Diagnose) -> None:
 def test_doors_of_a_name_with_two_addresses_are_compared_as_addresses_only(
     some: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from probe.attempt import Attempt, quick
-    from probe.commands.probe import run
-    from probe.target import parse_target
-
     port = some[SERVER].port
 
     def look_up(host: object, port: object, *rest: object) -> list[tuple[object, ...]]:
@@ -286,7 +286,7 @@ def test_doors_of_a_name_with_two_addresses_are_compared_as_addresses_only(
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     doors = [f"lb.example.test:{port}", f"127.0.0.1:{some['envoy-sni'].port}"]
     target = parse_target(NAME, {}, doors=doors)
-    diagnosis = run(target, quick(Attempt("control", server_name=NAME)), 0, 2.0, 8.0)
+    diagnosis = run(target, quick(Attempt("control", server_name=NAME)), Limits(0, 2.0, 8.0))
     disagree = [f for f in diagnosis.findings if f.name == "addresses-disagree"]
     assert [f.evidence[1].door for f in disagree] == [f"127.0.0.2:{port}"]
     assert [door.label for door in diagnosis.hops] == doors

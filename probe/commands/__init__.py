@@ -9,12 +9,19 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from probe import __version__
+
+if TYPE_CHECKING:
+    from probe.recorder import Recorder
 
 COLLECT_AFTER = 100_000  # objects
 
@@ -42,6 +49,105 @@ class CouldNotLookError(click.ClickException):
     """A file that is needed cannot be used."""
 
     exit_code = ExitStatus.COULD_NOT_LOOK
+
+
+# -- what several commands take and do -----------------------------------------------------------
+
+STANDARD_INPUT = "-"
+
+_Command = Callable[..., Any]
+
+timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True, max=3600),
+    default=7.0,
+    show_default=True,
+    help="Seconds, for each wait.",
+)
+severity_option = click.option(
+    "--fail-on",
+    type=click.Choice(["info", "warning", "error", "never"]),
+    default="error",
+    show_default=True,
+    help="Exit status 1 from this severity on.",
+)
+
+
+def family_options(command: _Command) -> _Command:
+    """``-4`` and ``-6``, for :func:`address_family`."""
+    six = click.option("-6", "only_v6", is_flag=True, help="IPv6 only.")
+    return click.option("-4", "only_v4", is_flag=True, help="IPv4 only.")(six(command))
+
+
+def report_options(formats: Sequence[str]) -> Callable[[_Command], _Command]:
+    """``--format`` and ``--output``, for :func:`writable` and :func:`deliver`."""
+    choice = click.Choice(formats)
+    form = click.option("--format", "format_name", type=choice, default="text", show_default=True)
+    place = click.option(
+        "--output", type=click.Path(dir_okay=False), help="Write the report to this file."
+    )
+    return lambda command: form(place(command))
+
+
+def record_option(says: str) -> Callable[[_Command], _Command]:
+    """``--record``, for :func:`recorder`."""
+    path = click.Path(dir_okay=False)
+    return click.option("--record", "recording", type=path, metavar="FILE.pcapng", help=says)
+
+
+def address_family(only_v4: bool, only_v6: bool) -> int:
+    """As ``socket`` has it."""
+    import socket  # which the help can do without
+
+    if only_v4 and only_v6:
+        raise click.UsageError("-4 and -6 exclude each other")
+    if only_v4 or only_v6:
+        return socket.AF_INET if only_v4 else socket.AF_INET6
+    return socket.AF_UNSPEC
+
+
+def writable(output: str | None) -> Path | None:
+    """The report's place, looked at before anything is asked: what was learnt shall not be lost."""
+    if output is None:
+        return None
+    path = Path(output)
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise CouldNotLookError(f"cannot write {output!r}: {error.strerror}") from error
+    return path
+
+
+def deliver(text: str, place: Path | None) -> None:
+    """The report, to its place or to standard output."""
+    if place is None:
+        click.echo(text, nl=False)
+    else:
+        place.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def recorder(path: str | None) -> Iterator[Recorder | None]:
+    """What keeps the run as a capture; None: nobody asked for it."""
+    if path is None:
+        yield None
+        return
+    from probe.recorder import Recorder, RecorderError  # most runs are not kept
+
+    try:
+        with Recorder(path) as opened:
+            yield opened
+    except RecorderError as error:
+        raise CouldNotLookError(str(error)) from error
+
+
+def cannot_read(name: str, error: Exception) -> CouldNotLookError:
+    """The sentence about a file that cannot be opened, or is not what it should be."""
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return CouldNotLookError(f"cannot read {name!r}: {why}")
+
+
+# -- the program ---------------------------------------------------------------------------------
 
 
 class _Commands(click.Group):

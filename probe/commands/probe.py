@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from probe.attempt import MADE_UP_DATABASE, MADE_UP_USER, SETS, Attempt, everything
-from probe.commands import CouldNotLookError, ExitStatus
+from probe.commands import (
+    CouldNotLookError,
+    ExitStatus,
+    address_family,
+    deliver,
+    family_options,
+    record_option,
+    recorder,
+    report_options,
+    severity_option,
+    timeout_option,
+    writable,
+)
 from probe.diagnosis import Diagnosis, diagnose_hops
 from probe.evidence import Question
 from probe.finding import Severity
 from probe.handshake import Opening
 from probe.password import find_password
-from probe.recorder import Recorder, RecorderError, takes
 from probe.reports import FORMATS, Report, render
 from probe.target import Target, TargetError, parse_target
 from probe.tls import CertificateFileError, make_context
 from probe.verdict import Status
 from probe.visit import Limits, SecondRound, visit
+
+if TYPE_CHECKING:
+    from probe.recorder import Recorder
 
 LOG = """\
 What it leaves in a server's log: with log_connections, a line for each connection. Besides, of
@@ -63,13 +76,7 @@ door, --login one session.
     help="Which attempts to make; quick is the control alone.",
     show_default=True,
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True, max=3600),
-    default=7.0,
-    show_default=True,
-    help="Seconds, for each wait.",
-)
+@timeout_option
 @click.option(
     "--deadline",
     type=click.FloatRange(min=0, min_open=True, max=86400),
@@ -80,8 +87,7 @@ door, --login one session.
     type=click.Choice(["v1", "v2"]),
     help="Begin every connection with a PROXY header that names no addresses.",
 )
-@click.option("-4", "only_v4", is_flag=True, help="IPv4 only.")
-@click.option("-6", "only_v6", is_flag=True, help="IPv6 only.")
+@family_options
 @click.option("--user", help=f"Default: a made-up one, {MADE_UP_USER}.")
 @click.option("--dbname", help=f"Default: {MADE_UP_DATABASE}.")
 @click.option(
@@ -94,24 +100,9 @@ door, --login one session.
     is_flag=True,
     help="Log in as --user, with PGPASSWORD or the password file, and ask what the server sees.",
 )
-@click.option(
-    "--format", "format_name", type=click.Choice(FORMATS), default="text", show_default=True
-)
-@click.option("--output", type=click.Path(dir_okay=False), help="Write the report to this file.")
-@click.option(
-    "--record",
-    "recording",
-    type=click.Path(dir_okay=False),
-    metavar="FILE.pcapng",
-    help="Keep what passed as a capture, with the TLS secrets unless --login is given.",
-)
-@click.option(
-    "--fail-on",
-    type=click.Choice(["info", "warning", "error", "never"]),
-    default="error",
-    show_default=True,
-    help="Exit status 1 from this severity on.",
-)
+@report_options(FORMATS)
+@record_option("Keep what passed as a capture, with the TLS secrets unless --login is given.")
+@severity_option
 def command(
     target: str | None,
     sni: str | None,
@@ -138,8 +129,7 @@ def command(
     Of libpq's parameters and PG* environment, host, hostaddr, port, dbname, user, sslmode,
     sslnegotiation, sslsni, sslrootcert, sslcert, sslkey, gssencmode and service files count.
     """
-    if only_v4 and only_v6:
-        raise click.UsageError("-4 and -6 exclude each other")
+    family = address_family(only_v4, only_v6)
     try:
         asked = parse_target(
             target,
@@ -153,51 +143,32 @@ def command(
         )
     except TargetError as error:
         raise click.UsageError(str(error)) from error
-    family = {(True, False): socket.AF_INET, (False, True): socket.AF_INET6}.get(
-        (only_v4, only_v6), socket.AF_UNSPEC
-    )
     control = _control(asked, proxy_protocol)
     chosen = _choose(control, asked, attempts)
-    writable = _writable(output) if output else None
-    deadline = deadline or 2 * timeout * len(asked.places)
+    place = writable(output)
+    limits = Limits(family, timeout, deadline or 2 * timeout * len(asked.places))
     guest = _guest(asked, chosen) if login else None
-    try:
-        with Recorder(recording) if recording else nullcontext() as recorder:
-            diagnosis = run(
-                asked,
-                chosen,
-                *(family, timeout, deadline),
-                proves=prove,
-                login=guest,
-                recorder=recorder,
-            )
-    except RecorderError as error:
-        raise CouldNotLookError(str(error)) from error
-    text = render(Report(asked, diagnosis), format_name)
-    if writable is None:
-        click.echo(text, nl=False)
-    else:
-        writable.write_text(text, encoding="utf-8")
+    with recorder(recording) as kept:
+        diagnosis = run(asked, chosen, limits, proves=prove, login=guest, kept=kept)
+    deliver(render(Report(asked, diagnosis), format_name), place)
     return exit_status(diagnosis, fail_on)
 
 
 def run(
     target: Target,
     attempts: Sequence[Attempt],
-    family: int,
-    timeout: float,
-    deadline: float,
+    limits: Limits,
     *,
     proves: bool = False,
     login: Attempt | None = None,
-    recorder: Recorder | None = None,
+    kept: Recorder | None = None,
 ) -> Diagnosis:
-    """Ask at every door, diagnose. Times in seconds; ``deadline`` for the whole run.
+    """Ask at every door, diagnose.
 
-    ``proves`` adds the channel binding test, ``login`` a real login; ``recorder`` keeps the run.
+    ``proves`` adds the channel binding test, ``login`` a real login; ``kept`` keeps the run.
     """
-    if recorder:
-        attempts = [replace(attempt, key_log=recorder.key_log) for attempt in attempts]
+    if kept:
+        attempts = [replace(attempt, key_log=kept.key_log) for attempt in attempts]
     question = Question(
         name=target.sni,
         sslmode=target.sslmode,
@@ -208,9 +179,9 @@ def run(
         proves=proves,
     )
     second = SecondRound(question, attempts[0], proves, login)
-    hops = visit(target, attempts, Limits(family, timeout, deadline), second)
-    if recorder:
-        recorder.keep(takes(question, hops))
+    hops = visit(target, attempts, limits, second)
+    if kept:
+        kept.keep_run(question, hops)
     return diagnose_hops(question, hops)
 
 
@@ -288,15 +259,6 @@ def _guest(target: Target, attempts: Sequence[Attempt]) -> Attempt:
         )
     roots = next((attempt.roots for attempt in attempts if attempt.roots), None)
     return replace(control, roots=roots, password=password)
-
-
-def _writable(output: str) -> Path:
-    path = Path(output)
-    try:
-        path.open("a").close()  # before the probe, so that nothing that was learnt is lost
-    except OSError as error:
-        raise CouldNotLookError(f"cannot write {output!r}: {error.strerror}") from error
-    return path
 
 
 def exit_status(diagnosis: Diagnosis, fail_on: str) -> int:

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import click
 
-from probe.commands import CouldNotLookError, ExitStatus
+from probe.commands import (
+    STANDARD_INPUT,
+    CouldNotLookError,
+    ExitStatus,
+    cannot_read,
+    deliver,
+    report_options,
+    severity_option,
+    writable,
+)
 from probe.decryption import open_tls
 from probe.evidence import host_of
 from probe.finding import Severity
@@ -22,8 +31,6 @@ from probe.sighting import Vantage
 from probe.sources.capture import Capture, read_capture
 from probe.transcript import Transcript
 from probe.wire import printable
-
-STANDARD_INPUT = "-"
 
 
 @click.command("read")
@@ -51,17 +58,8 @@ STANDARD_INPUT = "-"
 @click.option(
     "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that read."
 )
-@click.option(
-    "--format", "format_name", type=click.Choice(FORMATS), default="text", show_default=True
-)
-@click.option("--output", type=click.Path(dir_okay=False), help="Write the report to this file.")
-@click.option(
-    "--fail-on",
-    type=click.Choice(["info", "warning", "error", "never"]),
-    default="error",
-    show_default=True,
-    help="Exit status 1 from this severity on.",
-)
+@report_options(FORMATS)
+@severity_option
 def command(
     files: Sequence[str],
     ports: Sequence[int],
@@ -89,6 +87,7 @@ def command(
     if list(files).count(STANDARD_INPUT) > 1:
         raise click.UsageError("standard input can be read once")
     log = _key_log(keylog) if keylog else b""
+    place = writable(output)
     captures = load(files, ports=ports or None, everything=everything, jobs=jobs)
     reading = judged(captures, log, everything=everything, narrowed=bool(ports))
     if not reading.connections:
@@ -98,14 +97,7 @@ def command(
             + "".join(f"\nnot read: {printable(problem, 400)}" for problem in reading.problems)
         )
     chosen = choose(reading, sni=sni, client=client, broken=broken)
-    text = render(Captures(chosen, steps), format_name)
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        try:
-            Path(output).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise CouldNotLookError(f"cannot write {output!r}: {error.strerror}") from error
+    deliver(render(Captures(chosen, steps), format_name), place)
     if not chosen.connections and not broken:
         raise CouldNotLookError("no connection is as --sni and --client ask")
     return exit_status(chosen, fail_on)
@@ -127,8 +119,7 @@ def _load(name: str, *, ports: Sequence[int] | None, everything: bool, jobs: int
     try:
         return read_capture(source, ports=ports, everything=everything, name=name, jobs=jobs)
     except (OSError, NotACapture) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CouldNotLookError(f"cannot read {name!r}: {why}") from error
+        raise cannot_read(name, error) from error
 
 
 def judged(
@@ -204,4 +195,4 @@ def _key_log(name: str) -> bytes:
     try:
         return Path(name).read_bytes()
     except OSError as error:
-        raise CouldNotLookError(f"cannot read {name!r}: {error.strerror}") from error
+        raise cannot_read(name, error) from error

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from pathlib import Path
 from typing import NamedTuple
 
 import click
 
 from probe.attempt import Attempt
-from probe.commands import CouldNotLookError, ExitStatus
+from probe.commands import (
+    STANDARD_INPUT,
+    CouldNotLookError,
+    ExitStatus,
+    address_family,
+    cannot_read,
+    deliver,
+    family_options,
+    record_option,
+    recorder,
+    report_options,
+    timeout_option,
+    writable,
+)
 from probe.drivers.recorded import Kind, NotReplayableError, Script, play, script
 from probe.handshake import Handshake
 from probe.observer import observe
 from probe.pcapng import NotACapture
-from probe.recorder import Recorder, RecorderError
 from probe.recording import Take
 from probe.replay import Point, Replay, Replays, Sent, Verdict, compare
 from probe.reports import FORMATS, render, sent_line
@@ -27,7 +36,6 @@ from probe.target import Place, TargetError, parse_target
 from probe.transcript import Data, Party, Transcript
 from probe.wire import printable
 
-STANDARD_INPUT = "-"
 MAX_REPLAYED = 25  # connections; as many as any run makes at a door
 
 LOG = """\
@@ -92,26 +100,10 @@ class Recorded(NamedTuple):
     is_flag=True,
     help="Also the second ClientHello, where a HelloRetryRequest asks for it now as well.",
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True, max=3600),
-    default=7.0,
-    show_default=True,
-    help="Seconds, for each wait.",
-)
-@click.option("-4", "only_v4", is_flag=True, help="IPv4 only.")
-@click.option("-6", "only_v6", is_flag=True, help="IPv6 only.")
-@click.option(
-    "--format", "format_name", type=click.Choice(FORMATS), default="text", show_default=True
-)
-@click.option("--output", type=click.Path(dir_okay=False), help="Write the report to this file.")
-@click.option(
-    "--record",
-    "recording",
-    type=click.Path(dir_okay=False),
-    metavar="FILE.pcapng",
-    help="Keep what passed as a capture.",
-)
+@timeout_option
+@family_options
+@report_options(FORMATS)
+@record_option("Keep what passed as a capture.")
 @click.option(
     "--fail-on",
     type=click.Choice(["difference", "never"]),
@@ -137,29 +129,19 @@ def command(
     The bytes go out as they were cut, up to the end of the ClientHello, and are shown before that
     on standard error. FILE is a capture (pcap, pcapng; - is standard input).
     """
-    if only_v4 and only_v6:
-        raise click.UsageError("-4 and -6 exclude each other")
+    family = address_family(only_v4, only_v6)
     try:
         (place,) = parse_target(to, {}).places  # no environment: --to alone says where
     except TargetError as error:
         raise click.UsageError(f"--to: {error}") from error
-    family = {(True, False): socket.AF_INET, (False, True): socket.AF_INET6}.get(
-        (only_v4, only_v6), socket.AF_UNSPEC
-    )
     chosen, left_out = choose(_load(file), number, past_hello=past_hello)
-    writable = _writable(output) if output else None
-    try:
-        with Recorder(recording) if recording else nullcontext() as recorder:
-            report, told = replay(chosen, place, family, timeout)
-            if recorder:
-                recorder.keep([Take(transcript) for transcript in told])
-    except RecorderError as error:
-        raise CouldNotLookError(str(error)) from error
-    text = render(report._replace(file=file, left_out=tuple(left_out)), format_name)
-    if writable is None:
-        click.echo(text, nl=False)
-    else:
-        writable.write_text(text, encoding="utf-8")
+    goes_to = writable(output)
+    with recorder(recording) as kept:
+        report, told = replay(chosen, place, family, timeout)
+        if kept:
+            kept.keep([Take(transcript) for transcript in told])
+    report = report._replace(file=file, left_out=tuple(left_out))
+    deliver(render(report, format_name), goes_to)
     return exit_status(report, fail_on)
 
 
@@ -259,14 +241,4 @@ def _load(file: str) -> Capture:
     try:
         return read_capture(source, name=file)
     except (OSError, NotACapture) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CouldNotLookError(f"cannot read {file!r}: {why}") from error
-
-
-def _writable(output: str) -> Path:
-    path = Path(output)
-    try:
-        path.open("a").close()  # before anything is asked
-    except OSError as error:
-        raise CouldNotLookError(f"cannot write {output!r}: {error.strerror}") from error
-    return path
+        raise cannot_read(file, error) from error
