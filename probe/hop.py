@@ -47,6 +47,12 @@ class Passage(StrEnum):
     STOPPED = "stopped"  # nothing went on
     UNMATCHED = "unmatched"  # it is not known
 
+    @property
+    def rank(self) -> int:
+        """The worst has the lowest; what is not known comes last."""
+        order = (Passage.STOPPED, Passage.TERMINATED, Passage.PASSTHROUGH, Passage.UNMATCHED)
+        return order.index(self)
+
 
 class Hop(NamedTuple):
     """What became of a connection between two files; ``certainty`` None: it is not known."""

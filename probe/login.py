@@ -150,8 +150,10 @@ class Exchange:
         said = parse_scram_server_first(challenge)
         if said is None or self._password is None:
             return LEAVE
+        from probe.wire.saslprep import prepared  # whose tables nobody else needs
+
         final = scram.client_final(
-            self._password,
+            prepared(self._password),
             flag=self._flag,
             binding=self._binding,
             client_nonce=self._nonce,

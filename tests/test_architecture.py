@@ -138,3 +138,10 @@ def test_help_costs_no_more_than_click() -> None:
 @pytest.mark.parametrize("module", ["probe.observer", "probe.wire.messages"])
 def test_reading_needs_neither_ssl_nor_sockets(module: str) -> None:
     assert not imported_with(module) & {"ssl", "socket", "selectors", "cryptography"}
+
+
+def test_probing_does_not_import_what_only_others_need() -> None:
+    imported = imported_with("probe.commands.probe, probe.reports.text")
+    slow = {"cryptography", "tabulate", "json", "statistics", "tempfile", "stringprep", "asyncio"}
+    assert not imported & (slow | {"concurrent.futures", "multiprocessing"})
+    assert not imported & {"probe.reading", "probe.vantage", "probe.recorder", "probe.stream"}

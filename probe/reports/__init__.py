@@ -7,19 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from probe.certificate import Certificate
-from probe.clock import Clock
 from probe.diagnosis import Diagnosis
 from probe.door import Door
 from probe.handshake import Handshake, Stage
-from probe.hop import Passage
 from probe.path import through
 from probe.replay import Replay, Replays, Sent, Verdict
 from probe.target import Target
-from probe.vantage import Paths, Way
 from probe.wire import printable
 
-if TYPE_CHECKING:  # only those who read captures need it
+if TYPE_CHECKING:  # only those who read captures need them
+    from probe.clock import Clock
     from probe.reading import Connection, Reading
+    from probe.vantage import Paths, Way
 
 FORMATS = ("text", "table", "json")
 
@@ -121,8 +120,7 @@ def fates(paths: Paths) -> list[list[Way]]:
     groups: dict[tuple[object, ...], list[Way]] = {}
     for way in paths.ways:
         groups.setdefault((way.passage, way.between, way.certainty, way.why), []).append(way)
-    order = [Passage.STOPPED, Passage.TERMINATED, Passage.PASSTHROUGH, Passage.UNMATCHED]
-    return sorted(groups.values(), key=lambda ways: order.index(ways[0].passage))
+    return sorted(groups.values(), key=lambda ways: ways[0].passage.rank)
 
 
 def steps_of(way: Way) -> str:

@@ -17,13 +17,13 @@ from probe.handshake import Handshake, Opening, Step
 from probe.path import Path, Sign
 from probe.replay import Replay, Replays
 from probe.reports import SHOWN_BYTES, Captures, Report, headline, in_short
-from probe.vantage import Paths, Way
 from probe.verdict import Verdict
 from probe.wire import printable
 from probe.witness import Comparison, compare
 
 if TYPE_CHECKING:
     from probe.reading import Connection
+    from probe.vantage import Paths, Way
 
 SCHEMA = 1
 

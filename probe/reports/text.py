@@ -33,12 +33,12 @@ from probe.reports import (
     yes_no,
 )
 from probe.target import Target
-from probe.vantage import Paths
 from probe.wire import printable
 from probe.witness import Comparison, compare, label
 
 if TYPE_CHECKING:
     from probe.reading import Connection, Reading
+    from probe.vantage import Paths
 
 WIDTH = 100  # columns
 SHOWN = 8  # bytes of a step that are shown
