@@ -12,7 +12,6 @@ is often not routed to where pgprobe runs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 from typing import NamedTuple
@@ -38,8 +37,7 @@ _OF_A_DEAD_BACKEND = (
 _DEAD = ("connection-refused", "accepts-then-closes", "accepts-then-silent", "tls-refused")
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
+class Door(NamedTuple):
     """What was concluded at one address.
 
     ``label`` is the door as it was named. ``further``: another address of the same name, at

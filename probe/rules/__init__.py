@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import import_module
 from typing import NamedTuple
 
@@ -41,8 +40,7 @@ class Found(NamedTuple):
     fix: tuple[Fix, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """A rule and what is known of it.
 
     ``from_documents``: no real component made it fire. ``starttls``: it is about clients that
