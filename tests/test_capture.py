@@ -31,8 +31,7 @@ from probe import gather
 from probe.observer import observe
 from probe.packet import Decoder, Segment
 from probe.pcapng import NotACapture
-from probe.sources import capture
-from probe.sources.capture import Capture, read_capture
+from probe.sources.capture import MAX_NOTES, Capture, read_capture
 from probe.transcript import Asked, Data, Party
 
 
@@ -148,7 +147,7 @@ def test_ports_and_everything_choose() -> None:
 def test_more_connections_than_are_kept_are_counted(
     monkeypatch: pytest.MonkeyPatch, cap: str, most: int
 ) -> None:
-    monkeypatch.setattr(capture, cap, most)
+    monkeypatch.setattr(f"probe.store.{cap}", most)
     frames = [f for n in range(5) for f in asks(port=1_000 + n, at=n).close().frames]
     found = read(frames)
     assert [row.client for row in found.connections] == ["192.0.2.1:1000", "192.0.2.1:1001"]
@@ -200,7 +199,7 @@ def test_kinds_of_problems_are_bounded() -> None:
     links = b"".join(interface(60_000 + n) for n in range(100))
     packets = b"".join(enhanced(Frame(EPOCH, b"x" * 60), n) for n in range(100))
     found = read_capture(io.BytesIO(section() + links + packets), name="x")
-    assert len(found.problems) == capture.MAX_NOTES
+    assert len(found.problems) == MAX_NOTES
 
 
 def test_a_file_that_cannot_be_opened_raises(tmp_path: Path) -> None:

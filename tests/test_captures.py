@@ -55,7 +55,7 @@ def diagnosed(expected: Expected, reading: Reading) -> dict[str, Any]:
     """What the live probe would say of these handshakes."""
     asked = expected["asked"]
     name = asked["sni"]
-    began = reading.connections[0].began  # certificates are judged as of then
+    began = reading.connections[0].digest.began  # certificates are judged as of then
     question = Question(name, asked["sslmode"], asked["direct"], identity=name, at=began)
     seen = tuple(row.handshake for row in reading.connections)
     evidence = Evidence(question, seen[0].door, seen)

@@ -239,7 +239,7 @@ def test_where_something_has_to_make_room_it_is_read_in_one_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap: str
 ) -> None:
     small = {"MAX_FLOWS": 5, "MAX_HELD": 20_000, "MAX_LEFT_OUT": 10, "MAX_CONNECTIONS": 10}
-    for module in ("probe.stream", "probe.sources.capture"):
+    for module in ("probe.stream", "probe.store", "probe.sources.capture"):
         monkeypatch.setattr(f"{module}.{cap}", small[cap], raising=False)
     assert compared(tmp_path / "some", pcap(odd(*enough())), 3) == 0
 

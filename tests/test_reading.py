@@ -23,10 +23,11 @@ from fixtures.packets import (
     pcap,
     tls_flights,
 )
+from probe.captured import Captured
 from probe.commands.read import judged
 from probe.finding import Certainty, Severity
 from probe.handshake import FACTS, Opening, Outcome
-from probe.reading import Reading, Recorded, read
+from probe.reading import Reading, read
 from probe.sighting import Vantage
 from probe.sources.capture import read_capture
 from probe.transcript import Asked, Transcript
@@ -56,10 +57,10 @@ def found(code: str, *talks: Talk | list[Frame]) -> tuple[str, Severity, Certain
 def test_a_handshake_that_gets_through_has_no_finding() -> None:
     told = reading(served(), served(port=40_001, at=2))
     assert told.findings == ()
-    assert [row.broken for row in told.connections] == [False, False]
+    assert [row.digest.broken for row in told.connections] == [False, False]
     assert told.connections[0].handshake.server_name == NAME
-    assert told.connections[0].began == EPOCH
-    assert told.connections[0].ended > EPOCH
+    assert told.connections[0].digest.began == EPOCH
+    assert told.connections[0].digest.ended > EPOCH
 
 
 # --- C108: a reset by its TTL or its IP identification ----------------------------------------
@@ -294,13 +295,13 @@ def test_a_cancel_request_is_not_a_broken_handshake() -> None:
     cancel = bytes.fromhex("00000010 04d2162e 00000001 00000002")
     (row,) = reading(Talk().open().say("client", cancel).close()).connections
     assert row.handshake.opening is Opening.CANCEL
-    assert row.broken is None
+    assert row.digest.broken is None
     assert row.findings == ()
 
 
 def test_a_port_that_refuses_is_broken() -> None:
     told = reading(Talk().send("client", SYN).send("server", RST | ACK))
-    assert [row.broken for row in told.connections] == [True]
+    assert [row.digest.broken for row in told.connections] == [True]
     assert "C102" in {finding.code for finding in told.findings}
 
 
@@ -310,7 +311,7 @@ def test_a_syn_that_nobody_answers_is_broken() -> None:
         talk.send("client", SYN, seq=1_000)
         talk.at += wait
     told = reading(hangs(talk))
-    assert told.connections[0].broken is True
+    assert told.connections[0].digest.broken is True
     assert "C103" in {finding.code for finding in told.findings}
 
 
@@ -324,7 +325,7 @@ def test_no_rule_hears_of_a_connection_whose_deciding_packets_are_missing(droppe
     del talk.frames[dropped]
     told = reading(talk)
     assert told.findings == ()
-    assert all(row.broken is not True for row in told.connections)
+    assert all(row.digest.broken is not True for row in told.connections)
 
 
 @pytest.mark.parametrize("kept", range(1, len(served().frames)))
@@ -355,13 +356,13 @@ def test_a_snapshot_length_finds_nothing(size: int) -> None:
 def test_a_capture_that_ends_before_the_answer_does_not_call_it_silence() -> None:
     (row,) = reading(Talk().open().say("client", SSL_REQUEST)).connections
     assert row.handshake.outcome is Outcome.NOT_CAPTURED
-    assert row.broken is None
+    assert row.digest.broken is None
 
 
 def test_a_capture_that_goes_on_without_an_answer_calls_it_silence() -> None:
     told = reading(hangs(Talk().open().say("client", SSL_REQUEST), 6))
     assert told.connections[0].handshake.outcome is Outcome.SILENT
-    assert told.connections[0].broken is True
+    assert told.connections[0].digest.broken is True
 
 
 # --- grouping ---------------------------------------------------------------------------------
@@ -373,7 +374,7 @@ def test_a_name_that_is_not_routed_is_found_beside_one_that_is() -> None:
     unknown = say(asks(port=40_002, at=4), flights("nobody.invalid")[:1]).send("server", FIN | ACK)
     told = reading(good, bad, unknown)
     assert any(f.code.startswith("S30") and NAME in f.message for f in told.findings)
-    broken = [row.broken for row in told.connections]
+    broken = [row.digest.broken for row in told.connections]
     assert broken == [False, True, True]
     assert told.connections[0].findings == ()
 
@@ -394,7 +395,7 @@ def test_doors_are_judged_apart() -> None:
 def test_a_recorded_run_of_our_own_is_judged_as_it_was() -> None:
     (row,) = read_capture(io.BytesIO(pcap(served(OTHER).frames)), name="x").connections
     own = row.transcript._replace(attempt="control", asked=Asked.TARGET)
-    told = read([Recorded(own, "x", 1, 9)], [Vantage("x", EPOCH, EPOCH + 1)])
+    told = read([Captured(own, "x", 1, 9)], [Vantage("x", EPOCH, EPOCH + 1)])
     assert told.connections[0].handshake.asked is Asked.TARGET
     assert not any(finding.code in ("S310", "N210") for finding in told.findings)
 
@@ -402,7 +403,7 @@ def test_a_recorded_run_of_our_own_is_judged_as_it_was() -> None:
 def test_labels_name_their_file_where_there_are_several() -> None:
     (row,) = read_capture(io.BytesIO(pcap(served().frames)), name="x").connections
     places = [Vantage(name, EPOCH, EPOCH + 1) for name in ("a.pcap", "b.pcap")]
-    told = read([Recorded(row.transcript, each.file) for each in places], places)
+    told = read([Captured(row.transcript, each.file) for each in places], places)
     assert [each.transcript.attempt for each in told.connections] == [
         "connection 1 of a.pcap",
         "connection 1 of b.pcap",
@@ -412,7 +413,7 @@ def test_labels_name_their_file_where_there_are_several() -> None:
 
 def test_a_connection_without_any_event_is_a_row() -> None:
     empty = Transcript("connection 1", "192.0.2.2:5432", ())
-    told = read([Recorded(empty, "x")], [Vantage("x", EPOCH, EPOCH)])
+    told = read([Captured(empty, "x")], [Vantage("x", EPOCH, EPOCH)])
     assert len(told.connections) == 1
     assert told.findings == ()
 
@@ -463,8 +464,8 @@ def test_every_segment_cut_in_two_changes_no_outcome(scene: str) -> None:
             if ends > begins or not size:
                 halves.append(Frame(frame.at + begins / 1e7, bytes(part)))
     (one,), (two,) = reading(whole).connections, reading(halves).connections
-    assert (one.handshake.outcome, one.handshake.reached, one.broken) == (
+    assert (one.handshake.outcome, one.handshake.reached, one.digest.broken) == (
         two.handshake.outcome,
         two.handshake.reached,
-        two.broken,
+        two.digest.broken,
     )

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from peers import SSL_REQUEST
 
 from probe import __version__
+from probe.captured import Captured
 from probe.datagram import MAX_PAYLOAD, ip_packet, unspecified
 from probe.note import Note, Run, read_note, write_note
 from probe.packet import ACK, PSH, SYN, Decoder, Segment
 from probe.pcapng import RAW, Reader
 from probe.recording import SYNTHESISED, Take, record
-from probe.sources.capture import Captured, read_capture
+from probe.sources.capture import read_capture
 from probe.transcript import (
     Asked,
     Closed,

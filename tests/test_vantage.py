@@ -563,7 +563,7 @@ def test_hostile_file_names_are_escaped() -> None:
 
 def test_a_filter_takes_the_whole_path_and_renumbers_it(stopped: Reading) -> None:
     chosen = choose(stopped, client="192.0.2.1:40003")
-    assert [row.file for row in chosen.connections] == ["client.pcap", "pod.pcap"]
+    assert [row.digest.file for row in chosen.connections] == ["client.pcap", "pod.pcap"]
     (found,) = chosen.paths.ways
     assert found.connections == (0, 1)
     broken = choose(stopped, broken=True)
@@ -644,7 +644,7 @@ def outcomes(reading: Reading) -> list[tuple[str, Passage, Certainty | None, obj
     return [
         (each.handshake.opening, found.passage, found.certainty, found.between)
         for number, each in enumerate(reading.connections)
-        if each.file == "0.pcap"
+        if each.digest.file == "0.pcap"
         for found in [way(reading, number)]
     ]
 

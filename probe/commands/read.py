@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import click
 
+from probe.captured import Captured
 from probe.commands import (
     STANDARD_INPUT,
     CouldNotLookError,
@@ -20,16 +22,14 @@ from probe.commands import (
     severity_option,
     writable,
 )
-from probe.decryption import open_tls
-from probe.evidence import host_of
+from probe.digest import Digester
 from probe.finding import Severity
 from probe.pcapng import NotACapture
-from probe.reading import Connection, Reading, Recorded, read
+from probe.reading import Connection, Reading, read
 from probe.reports import FORMATS, Captures, render
-from probe.secrets import Secrets, parse_key_log
+from probe.secrets import parse_key_log
 from probe.sighting import Vantage
 from probe.sources.capture import Capture, read_capture
-from probe.transcript import Transcript
 from probe.wire import printable
 
 
@@ -107,17 +107,30 @@ def load(
     files: Sequence[str], *, ports: Sequence[int] | None, everything: bool, jobs: int
 ) -> list[Capture]:
     """The captures, in the order given; several are read side by side where ``jobs`` allow."""
+    if len(files) == 1:
+        # what is told of a connection between several files is not known while one is read
+        return [_load(files[0], ports, everything, jobs, Digester())]
     one = partial(_load, ports=ports, everything=everything)
-    if jobs == 1 or len(files) == 1 or STANDARD_INPUT in files:
+    if jobs == 1 or STANDARD_INPUT in files:
         return [one(name, jobs=jobs) for name in files]
+    from concurrent.futures import ProcessPoolExecutor  # slow to import
+
     with ProcessPoolExecutor(max_workers=min(jobs, len(files))) as pool:
         return list(pool.map(one, files))
 
 
-def _load(name: str, *, ports: Sequence[int] | None, everything: bool, jobs: int = 1) -> Capture:
+def _load(
+    name: str,
+    ports: Sequence[int] | None,
+    everything: bool,
+    jobs: int = 1,
+    digest: Digester | None = None,
+) -> Capture:
     source = sys.stdin.buffer if name == STANDARD_INPUT else name
     try:
-        return read_capture(source, ports=ports, everything=everything, name=name, jobs=jobs)
+        return read_capture(
+            source, ports=ports, everything=everything, name=name, jobs=jobs, digest=digest
+        )
     except (OSError, NotACapture) as error:
         raise cannot_read(name, error) from error
 
@@ -137,21 +150,31 @@ def judged(
     captures = list(captures)
     vantages = [Vantage(c.file, c.began, c.ended, everything, narrowed) for c in captures]
     problems = (f"{c.file}: {problem}" for c in captures for problem in c.problems)
-    reading = read(_recorded(captures, key_log), vantages)
-    return reading._replace(problems=tuple(problems))
+    opened = _Opened(captures, key_log)
+    made = [] if opened.with_secrets else [each for c in captures for each in c.digests]
+    return read(opened, vantages, made)._replace(problems=tuple(problems))
 
 
-def _recorded(captures: Iterable[Capture], key_log: bytes) -> Iterator[Recorded]:
-    for capture in captures:
-        secrets = parse_key_log(key_log, *capture.secrets)
-        for each in capture.connections:
-            run = each.note.run if each.note else None
-            transcript = _opened(each.transcript, secrets)
-            yield Recorded(transcript, capture.file, each.first_packet, each.packets, run)
+class _Opened(Sequence[Captured]):
+    """The connections of all captures, opened with the secrets that are known."""
 
+    def __init__(self, captures: Sequence[Capture], key_log: bytes) -> None:
+        self._captures = captures
+        self._secrets = [parse_key_log(key_log, *each.secrets) for each in captures]
+        self._begins = list(accumulate((len(each.connections) for each in captures), initial=0))
+        self.with_secrets = any(map(len, self._secrets))
 
-def _opened(transcript: Transcript, secrets: Secrets) -> Transcript:
-    return open_tls(transcript, secrets) if len(secrets) else transcript
+    def __len__(self) -> int:
+        return self._begins[-1]
+
+    def __getitem__(self, number: int) -> Captured:  # type: ignore[override]
+        file = bisect_right(self._begins, number) - 1
+        captured = self._captures[file].connections[number - self._begins[file]]
+        if not len(self._secrets[file]):
+            return captured
+        from probe.decryption import open_tls  # slow to import, and hardly ever needed
+
+        return captured._replace(transcript=open_tls(captured.transcript, self._secrets[file]))
 
 
 def choose(
@@ -165,11 +188,11 @@ def choose(
         return reading
 
     def wanted(row: Connection) -> bool:
-        seen = row.handshake
-        named = (seen.server_name or "").lower() == (sni or "").lower()
-        by = client in (seen.client, host_of(seen.client))
+        told = row.digest
+        named = (told.name or "").lower() == (sni or "").lower()
+        by = client in (told.client, told.host)
         return (
-            (sni is None or named) and (client is None or by) and (not broken or bool(row.broken))
+            (sni is None or named) and (client is None or by) and (not broken or bool(told.broken))
         )
 
     chosen = [number for number, row in enumerate(reading.connections) if wanted(row)]

@@ -135,13 +135,14 @@ def _vantage(paths: Paths) -> dict[str, Any]:
 
 
 def _connection(row: Connection) -> dict[str, Any]:
-    seen = row.handshake
+    captured = row.captured
+    seen = row.source.handshake_of(captured)
     attempt = _attempt(seen)
     return {
-        "files": [printable(row.file, 400)],
-        "first_packet": row.recorded.first_packet,
-        "packets": row.recorded.packets,
-        "began": row.began,
+        "files": [printable(captured.file, 400)],
+        "first_packet": captured.first_packet,
+        "packets": captured.packets,
+        "began": row.digest.began,
         "attempt": seen.attempt,
         "client": seen.client,
         "server": seen.server or seen.door,

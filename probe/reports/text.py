@@ -335,7 +335,7 @@ def _addresses(doors: Iterable[Door]) -> Iterator[str]:
 def _captures(report: Captures) -> Iterator[str]:
     reading = report.reading
     connections = reading.connections
-    broken = sum(row.broken is True for row in connections)
+    broken = sum(row.digest.broken is True for row in connections)
     yield from _wrapped(", ".join(map(printable, reading.files)), "  ")
     count = f"{len(connections)} connection{'' if len(connections) == 1 else 's'}"
     yield f"{count}, {broken} of them did not get through"
@@ -376,7 +376,7 @@ def _chosen(connections: Sequence[Connection]) -> list[int]:
     """Which rows are shown: those with something wrong first to be kept, in their order."""
     worth = sorted(
         range(len(connections)),
-        key=lambda n: (not connections[n].broken, not connections[n].findings, n),
+        key=lambda n: (not connections[n].digest.broken, not connections[n].findings, n),
     )
     return sorted(worth[:ROWS])
 

@@ -9,61 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import marshal
 from collections.abc import Collection, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, overload
+from typing import Any, BinaryIO, NamedTuple
 
-from probe.flow import Conversation
+from probe.captured import Captured
 from probe.gather import Trace, gather
-from probe.note import Note, read_note
 from probe.packet import Decoder
 from probe.pcapng import Reader
 from probe.split import Part, Slice, record_end, split
+from probe.store import Connections, Digest
 from probe.stream import DISORDER, MAX_FLOWS, MAX_HELD, MAX_LEFT_OUT, State, Streams
-from probe.transcript import (
-    Closed,
-    Connected,
-    ConnectFailure,
-    Connecting,
-    Data,
-    Ending,
-    Event,
-    Layer,
-    NotCaptured,
-    NotConnected,
-    Party,
-    Resent,
-    StrangeReset,
-    Transcript,
-)
 
-MAX_CONNECTIONS = 131_072  # of one capture that are kept
-MAX_KEPT = 1 << 28  # bytes of them
 MAX_NOTES = 20  # kinds of packets that could not be read
-
-
-class Captured(NamedTuple):
-    """A connection that a capture holds; ``first_packet`` is its first packet's number.
-
-    ``packets`` counts the packets that were looked at: not the bulk behind the login. ``note`` is
-    what a recording of pgprobe's own says beside it.
-    """
-
-    transcript: Transcript
-    first_packet: int
-    packets: int
-    client: str
-    server: str
-    file: str
-    note: Note | None = None
 
 
 class Capture(NamedTuple):
     """What a capture holds.
 
-    ``connections`` are in the order of their first packets, ``secrets`` the texts of its
+    ``connections`` are in the order of their first packets, ``digests`` what was made of each of
+    them while they were read (or nothing was), ``secrets`` the texts of its
     Decryption Secrets Blocks (key logs), ``problems`` what could not be read, a sentence each;
     ``packets`` counts all packets. It ``began`` with the first TCP segment, and ``ended`` with the
     last packet, in seconds since the epoch; 0 where there is no segment.
@@ -71,6 +37,7 @@ class Capture(NamedTuple):
 
     file: str
     connections: Sequence[Captured]
+    digests: Sequence[Any]
     secrets: tuple[bytes, ...]
     problems: tuple[str, ...]
     packets: int = 0
@@ -85,14 +52,17 @@ def read_capture(
     everything: bool = False,
     name: str | None = None,
     jobs: int = 1,
+    digest: Digest | None = None,
 ) -> Capture:
     """Read a capture: the file of that name, or a binary stream (standard input, say).
 
     ``ports`` and ``everything`` choose connections as :class:`~probe.stream.Streams` says;
-    ``name`` is what the capture is called, ``jobs`` how many processes may read a file. Raises
-    :class:`OSError` and :class:`~probe.pcapng.NotACapture`.
+    ``name`` is what the capture is called, ``jobs`` how many processes may read a file.
+    ``digest`` is asked about each connection when it is known, in the process that reads it; its
+    labels count from 1 only in the end. Raises :class:`OSError` and
+    :class:`~probe.pcapng.NotACapture`.
     """
-    choice = _Choice(ports, everything)
+    choice = _Choice(ports, everything, digest)
     if isinstance(source, str | Path):
         with Path(source).open("rb", buffering=0) as stream:
             called = name or str(source)
@@ -106,17 +76,21 @@ def read_capture(
 
 
 class _Choice(NamedTuple):
-    """Which connections: see :class:`~probe.stream.Streams`."""
+    """Which connections, see :class:`~probe.stream.Streams`, and what is made of each."""
 
     ports: Collection[int] | None
     everything: bool
+    digest: Digest | None
+
+    def connections(self, name: str) -> Connections:
+        return Connections(name, self.digest)
 
     def streams(self, connections: Connections) -> Streams:
         return Streams(connections.add, ports=self.ports, everything=self.everything)
 
 
 def _read(stream: BinaryIO, name: str, choice: _Choice) -> Capture:
-    connections = Connections(name)
+    connections = choice.connections(name)
     streams, decoder, reader = choice.streams(connections), Decoder(), Reader(stream)
     with _no_collector():
         gather(reader, decoder, streams)
@@ -128,10 +102,10 @@ def _read(stream: BinaryIO, name: str, choice: _Choice) -> Capture:
             f"more connections than are kept: {connections.left_out} were left out; --port, or "
             "a part of the file, has fewer"
         )
-    connections.sort()
     return Capture(
         file=name,
         connections=connections,
+        digests=connections.sort(),
         secrets=tuple(reader.secrets),
         problems=(*reader.problems, *notes),
         packets=reader.packets,
@@ -158,7 +132,7 @@ class _Later(NamedTuple):
 
 
 def _read_later(file: str, part: Part, choice: _Choice) -> _Later:
-    connections, trace = Connections(file), Trace()
+    connections, trace = choice.connections(file), Trace()
     streams, decoder = choice.streams(connections), Decoder()
     with Path(file).open("rb", buffering=0) as stream, _no_collector():
         reader = Reader(Slice(stream, part))  # type: ignore[arg-type]
@@ -197,7 +171,7 @@ class _Parts:
             return None
         from concurrent.futures import ProcessPoolExecutor  # slow to import
 
-        self.connections = Connections(name)
+        self.connections = self.choice.connections(name)
         self.streams = self.choice.streams(self.connections)
         first, *rest = parts
         with ProcessPoolExecutor(len(rest)) as pool:
@@ -220,10 +194,10 @@ class _Parts:
                 return None
         if self.connections.left_out or self.streams.notes or not self.streams.orderly:
             return None
-        self.connections.sort()
         return Capture(
             file=name,
             connections=self.connections,
+            digests=self.connections.sort(),
             secrets=tuple(reader.secrets),
             problems=(),
             packets=packets,
@@ -275,93 +249,6 @@ class _Parts:
             raise _OneByOne
 
 
-class Connections(Sequence[Captured]):
-    """The connections of a capture, in the order of their first packets.
-
-    Each is kept packed, since a capture may hold many, and made anew whenever it is asked for.
-    """
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.left_out = self._kept = 0
-        self._packed: list[tuple[int, bytes]] = []
-
-    def add(self, conversation: Conversation) -> None:
-        """Take one more, if there is room; :meth:`sort` when all are there."""
-        self._add(conversation.first_packet, _packed(conversation))
-
-    def _add(self, number: int, packed: bytes) -> None:
-        if len(self._packed) == MAX_CONNECTIONS or self._kept + len(packed) > MAX_KEPT:
-            self.left_out += 1
-            return
-        self._kept += len(packed)
-        self._packed.append((number, packed))
-
-    def adopt(self, later: Connections, packets: int, without: Collection[tuple[str, str]]) -> None:
-        """Take those of a later part behind ``packets``, ``without`` some names."""
-        for number, packed in later._packed:
-            name = marshal.loads(packed)[:2]
-            if name not in without and name[::-1] not in without:
-                self._add(packets + number, packed)
-
-    def sort(self) -> None:
-        """Put them in order."""
-        self._packed.sort()
-
-    def __len__(self) -> int:
-        return len(self._packed)
-
-    @overload
-    def __getitem__(self, index: int) -> Captured: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Captured]: ...
-    def __getitem__(self, index: int | slice) -> Captured | Sequence[Captured]:
-        if isinstance(index, slice):
-            return tuple(self[each] for each in range(*index.indices(len(self))))
-        number = range(len(self))[index] + 1
-        first_packet, packed = self._packed[index]
-        return _captured(_unpacked(packed, first_packet), number, self.file)
-
-
-# How a conversation is kept: of what marshal knows, which is much faster than what pickle does.
-_FACTS: tuple[tuple[Any, tuple[Any, ...]], ...] = (  # each with the types of its fields
-    (Data, (Party, None, Layer)),
-    (Connecting, (None,)),
-    (Connected, (None, None)),
-    (Closed, (Party, Ending)),
-    (NotCaptured, (Party, None)),
-    (Resent, (Party, None, None)),
-    (NotConnected, (ConnectFailure, None)),
-    (StrangeReset, (Party, None)),
-)
-_NUMBERS = {kind: number for number, (kind, _) in enumerate(_FACTS)}
-_MEMBERS = {enum: dict(enum.__members__.items()) for enum in (Party, Layer, Ending, ConnectFailure)}
-
-
-def _packed(conversation: Conversation) -> bytes:
-    client, server, started, events, _, packets, comment = conversation
-    flat: list[tuple[Any, ...]] = []
-    for at, fact in events:
-        number = _NUMBERS[type(fact)]
-        values: Any = iter(fact)
-        fields = [next(values)._name_ if enum else next(values) for enum in _FACTS[number][1]]
-        flat.append((at, number, *fields))
-    return marshal.dumps((client, server, started, flat, packets, comment))
-
-
-def _unpacked(packed: bytes, first_packet: int) -> Conversation:
-    client, server, started, flat, packets, comment = marshal.loads(packed)
-    events = []
-    for at, number, *values in flat:
-        kind, enums = _FACTS[number]
-        fields = [
-            _MEMBERS[enum][value] if enum else value
-            for enum, value in zip(enums, values, strict=True)
-        ]
-        events.append(Event(at, kind(*fields)))
-    return Conversation(client, server, started, tuple(events), first_packet, packets, comment)
-
-
 @contextlib.contextmanager
 def _no_collector() -> Iterator[None]:
     """Nothing that is made while a capture is read has cycles, and there is a lot of it."""
@@ -372,24 +259,3 @@ def _no_collector() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _captured(conversation: Conversation, number: int, file: str) -> Captured:
-    transcript = Transcript(
-        attempt=f"connection {number}",
-        door=conversation.server,
-        events=conversation.events,
-        started=conversation.started,
-    )
-    note = read_note(conversation.comment)
-    if note:
-        transcript = note.restored(transcript)
-    return Captured(
-        transcript,
-        conversation.first_packet,
-        conversation.packets,
-        conversation.client,
-        conversation.server,
-        file,
-        note,
-    )

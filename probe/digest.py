@@ -1,0 +1,159 @@
+"""What is kept of each connection of a capture, in a few hundred bytes.
+
+Takes a :class:`~probe.captured.Captured` and its handshake; gives a :class:`Digest`: enough to
+choose the connection, to count it, to group it, and to tell which others asked alike and fared
+alike. A capture may hold very many connections, and hardly any two that differ to a rule: so a
+digest is made of each while the capture is read, and the handshake is made again for those few
+that are asked about or shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from probe.captured import Captured
+from probe.evidence import gets_through, host_of
+from probe.handshake import Handshake, Opening, Outcome, Stage
+from probe.observer import observe
+from probe.transcript import Event, Fact, GaveUp, NotCaptured, Party, Transcript
+
+SILENCE = 5.0  # seconds; a server that has not answered by then, while the capture went on, is mute
+
+_STRANGER = re.compile(r"connection \d+( of .*)?")  # what a capture calls those it knows not
+
+
+class Digest(NamedTuple):
+    """A connection in short.
+
+    ``name`` is the server_name as it was written, ``began`` and ``ended`` are the times of its
+    first and last event in seconds since the epoch. ``over``: its end was seen, so that the rest
+    of the capture tells nothing more of it. ``broken``: it did not get through (None: nobody
+    knows, or nothing was asked for). ``own``: it has a name of its own, so it is an attempt of a
+    run of ours; ``asked``: and says what it meant by its server_name; ``run``: and how the run
+    was judged. ``kind``: two with the same cannot lead to different findings.
+    """
+
+    file: str
+    client: str | None
+    door: str
+    name: str | None
+    began: float
+    ended: float
+    over: bool
+    told: bool
+    broken: bool | None
+    through: bool
+    answered: bool
+    for_tls: bool
+    own: bool
+    asked: bool
+    run: bool
+    kind: Hashable
+
+    @property
+    def host(self) -> str:
+        """The client's address."""
+        return host_of(self.client)
+
+
+class Digester:
+    """Makes digests; what many of them have in common is kept once."""
+
+    def __init__(self) -> None:
+        self._common: dict[Hashable, Hashable] = {}
+
+    def __call__(self, captured: Captured) -> Digest:
+        """Of a connection as far as its own packets tell."""
+        return self.digest(captured, observe(captured.transcript))
+
+    def digest(self, captured: Captured, seen: Handshake) -> Digest:
+        """Of a connection of which this was seen."""
+        transcript, note = captured.transcript, captured.note
+        common = self._common.setdefault
+        door, kind = seen.server or transcript.door, _kind(seen)
+        return Digest(
+            file=captured.file,
+            client=seen.client,
+            door=common(door, door),  # type: ignore[arg-type]
+            name=common(seen.server_name, seen.server_name),  # type: ignore[arg-type]
+            began=transcript.started,
+            ended=last_event(transcript),
+            over=_is_over(seen),
+            told=seen.told,
+            broken=_broken(seen),
+            through=gets_through(seen),
+            answered=bool(seen.server_bytes),
+            for_tls=_asks_for_tls(seen),
+            own=not _STRANGER.fullmatch(transcript.attempt),
+            asked=transcript.asked is not None,
+            run=note is not None and note.run is not None,
+            kind=common(kind, kind),
+        )
+
+
+def last_event(transcript: Transcript) -> float:
+    """When that was, in seconds since the epoch."""
+    return transcript.started + (transcript.events[-1].at if transcript.events else 0.0)
+
+
+def observed(transcript: Transcript, end: float) -> Handshake:
+    """The connection, read up to the end of its capture: its last packet's time since the epoch."""
+    seen = observe(transcript)
+    if _is_over(seen):
+        return seen
+    return observe(_prolonged(transcript, seen, end - last_event(transcript)))
+
+
+def _is_over(seen: Handshake) -> bool:
+    ends = seen.ended_by, seen.gave_up_after, seen.not_connected
+    return any(end is not None for end in ends)
+
+
+def _prolonged(transcript: Transcript, seen: Handshake, left: float) -> Transcript:
+    """With what its capture tells by going on, or hides by ending."""
+    at = transcript.events[-1].at if transcript.events else 0.0
+    unanswered = seen.told and not gets_through(seen) and seen.opening is not Opening.NOTHING
+    fact: Fact = NotCaptured(Party.SERVER, None)
+    if unanswered and seen.outcome is Outcome.SILENT and left >= SILENCE:
+        fact, at = GaveUp(left), at + left
+    elif seen.opening is Opening.NOTHING:
+        return transcript
+    return transcript._replace(events=(*transcript.events, Event(at, fact)))
+
+
+def _broken(seen: Handshake) -> bool | None:
+    """It did not get through; None: the capture does not tell, or nothing was asked for."""
+    if seen.not_connected:
+        return True
+    if gets_through(seen):
+        return seen.error is not None or seen.foreign is not None
+    if seen.opening in (Opening.NOTHING, Opening.CANCEL, Opening.OTHER) or not seen.told:
+        return None
+    return True
+
+
+def _asks_for_tls(seen: Handshake) -> bool:
+    return seen.opening in (Opening.SSL_REQUEST, Opening.DIRECT_TLS) or seen.ssl_answer is not None
+
+
+def _kind(seen: Handshake) -> tuple[Hashable, ...]:
+    """Whatever rules look at."""
+    hello, startup = seen.client_hello, seen.startup
+    shape = (hello.server_name, hello.alpn, hello.versions, hello.size // 500) if hello else None
+    answer = next((step.took for step in seen.steps if step.stage is Stage.SSL_REQUEST), 0.0)
+    agreed = seen.established.alpn if seen.established else None
+    refusal = (seen.error.sqlstate, seen.error.routine) if seen.error else None
+    return (
+        (seen.opening, seen.asked, shape, min(seen.hello_segments, 3), seen.hello_records),
+        (seen.proxy_header, seen.split_request, seen.pipelined, seen.garbage),
+        (seen.not_connected, seen.ssl_answer, seen.gss_answer, bool(seen.glued)),
+        (seen.tls_version, agreed, seen.leaf, seen.certificate_asked, seen.alert),
+        (seen.client_alert, seen.tls_failed, seen.foreign and seen.foreign.protocol),
+        (startup.version if startup else None, seen.startup_in_tls, seen.mechanisms),
+        (seen.authentication is not None, seen.salt, refusal, seen.negotiated),
+        (seen.reached, seen.outcome, seen.ended_by, seen.not_captured),
+        (bool(seen.strange_resets), len(seen.hello_resent) > 1, len(seen.flight_resent) > 1),
+        round(answer, 2) if answer >= 1 else 0,
+    )
