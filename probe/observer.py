@@ -109,6 +109,8 @@ class _Observer:
     def take(self, event: Event) -> None:
         self.at, seen = event.at, self.seen
         match event.fact:
+            case Data(sender, data, layer):  # first, for nearly all are that
+                self._data(sender, data, layer)
             case Resolved(addresses):
                 seen.addresses = addresses
                 self.steps.begin(Stage.RESOLVE, 0.0)
@@ -121,8 +123,6 @@ class _Observer:
                 self.steps.end(self.at, "connected")
             case NotConnected(failure, says):
                 self._not_connected(failure, says)
-            case Data(sender, data, layer):
-                self._data(sender, data, layer)
             case Established() as agreed:
                 self.opened, seen.established = True, agreed
                 self._finish_tls()
@@ -188,16 +188,15 @@ class _Observer:
         self._read(sender, layer)
 
     def _read(self, sender: Party, layer: Layer) -> None:
-        key = (sender, layer)
-        while self.unread.get(key):
-            phase = self.phase if layer is Layer.TCP else self.inner
-            read = _READERS.get((phase, sender), _Observer._skip)(self, self.unread[key], layer)
-            if read is None:
+        key, on_wire = (sender, layer), layer is Layer.TCP
+        data = self.unread.get(key)
+        while data:
+            phase = self.phase if on_wire else self.inner
+            read = _READERS.get((phase, sender), _Observer._skip)(self, data, layer)
+            if read is None or (on_wire and sender in self.lost):
                 return
-            if layer is Layer.TCP and sender in self.lost:
-                return
-            self.unread[key] = self.unread[key][read:]
-            if self.holes[sender] and layer is Layer.TCP:
+            data = self.unread[key] = data[read:]
+            if on_wire and self.holes[sender]:
                 self.holes[sender] = [(a - read, b - read) for a, b in self.holes[sender]]
                 self.holes[sender] = [(max(0, a), b) for a, b in self.holes[sender] if b > 0]
 
@@ -319,7 +318,8 @@ class _Observer:
         if sender is Party.SERVER:
             seen.server_bytes += len(data)
             return
-        self.first_said = (self.first_said + data)[: foreign.LOOKED_AT]
+        if len(self.first_said) < foreign.LOOKED_AT:
+            self.first_said = (self.first_said + data)[: foreign.LOOKED_AT]
         if self.phase is Phase.OPENING:
             self.request_segments += 1
         if self.phase in (Phase.OPENING, Phase.AFTER_S, Phase.TLS) and not seen.client_hello:
@@ -560,34 +560,30 @@ class _Observer:
             self._lose(sender)
             return len(data)
         try:
-            decoded = records.decode_record(data)
+            length = records.record_length(data)
         except Malformed:
             return self._not_a_record(sender, data)
-        if decoded is None:
+        if length is None:
             return None
-        record, length = decoded
         whole = hole is None or hole >= length
-        match record.type:
+        match data[0]:
+            case records.APPLICATION_DATA:
+                self._sealed(sender, length - records.HEADER)
             case records.HANDSHAKE if sender not in self.ciphered:
                 if sender is Party.CLIENT and not self.seen.client_hello:
                     self.seen.hello_records += 1
-                fragment = record.fragment
-                self._handshake(
-                    sender, fragment if hole is None else fragment[: hole - records.HEADER]
-                )
+                self._handshake(sender, data[records.HEADER : length if whole else hole])
                 if not whole:
                     self.handshake[sender] = b""
                     self._may_lack(sender)
             case records.CHANGE_CIPHER_SPEC if self._tls12:
                 self.ciphered.add(sender)
             case records.ALERT if sender not in self.ciphered and whole:
-                alert = records.decode_alert(record.fragment)
+                alert = records.decode_alert(data[records.HEADER : length])
                 if alert and sender is Party.SERVER:
                     self._alert(alert)
                 elif alert and alert.description != records.CLOSE_NOTIFY:
                     self._client_alert(alert)
-            case records.APPLICATION_DATA:
-                self._sealed(sender, len(record.fragment))
         return length
 
     def _sealed(self, sender: Party, size: int) -> None:
@@ -866,16 +862,18 @@ def _ending_text(seen: Handshake) -> str:
     return "the client closed first" if seen.ended_by is Party.CLIENT else "not answered"
 
 
+_NO_CONNECTION = {
+    ConnectFailure.REFUSED: Outcome.REFUSED,
+    ConnectFailure.NOT_RESOLVED: Outcome.REFUSED,
+    ConnectFailure.UNREACHABLE: Outcome.REFUSED,
+    ConnectFailure.RESET: Outcome.RESET,
+    ConnectFailure.TIMED_OUT: Outcome.SILENT,
+}
+
+
 def _outcome(seen: Handshake) -> Outcome:
-    failures = {
-        ConnectFailure.REFUSED: Outcome.REFUSED,
-        ConnectFailure.NOT_RESOLVED: Outcome.REFUSED,
-        ConnectFailure.UNREACHABLE: Outcome.REFUSED,
-        ConnectFailure.RESET: Outcome.RESET,
-        ConnectFailure.TIMED_OUT: Outcome.SILENT,
-    }
     if seen.not_connected:
-        return failures[seen.not_connected]
+        return _NO_CONNECTION[seen.not_connected]
     if seen.authentication:
         return Outcome.AUTHENTICATION
     if seen.foreign or seen.glued:

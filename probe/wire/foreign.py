@@ -35,18 +35,19 @@ class Foreign(NamedTuple):
 
 
 _PATTERNS = (
-    ("HTTP", re.compile(rb"HTTP/\d")),
-    ("HTTP", re.compile(rb"(?i)\s*<(!doctype\s+)?html")),
-    ("SSH", re.compile(rb"SSH-\d")),
-    ("MySQL", re.compile(rb"(?s)...\0[\x09\x0a][\x20-\x7e]{3,64}\0")),
-    ("MySQL", re.compile(rb"(?s)...\x00\xff..(#.{5})?[\x20-\x7e]{4}")),  # an error packet
-    ("PROXY protocol", re.compile(rb"PROXY (TCP[46]|UNKNOWN)")),
-    ("PROXY protocol", re.compile(re.escape(PROXY_V2_SIGNATURE))),
-    ("FTP or SMTP", re.compile(rb"\d{3}[ -][\x20-\x7e]")),
-    ("IMAP", re.compile(rb"\* (OK|BYE|PREAUTH)")),
-    ("POP3 or Redis", re.compile(rb"[+-](OK|ERR)\b")),
-    ("AMQP", re.compile(rb"AMQP[\x00-\x09]")),
+    ("HTTP", rb"HTTP/\d"),
+    ("HTTP", rb"(?i:\s*<(?:!doctype\s+)?html)"),
+    ("SSH", rb"SSH-\d"),
+    ("MySQL", rb"(?s:...\0[\x09\x0a][\x20-\x7e]{3,64}\0)"),
+    ("MySQL", rb"(?s:...\x00\xff..(?:#.{5})?[\x20-\x7e]{4})"),  # an error packet
+    ("PROXY protocol", rb"PROXY (?:TCP[46]|UNKNOWN)"),
+    ("PROXY protocol", re.escape(PROXY_V2_SIGNATURE)),
+    ("FTP or SMTP", rb"\d{3}[ -][\x20-\x7e]"),
+    ("IMAP", rb"\* (?:OK|BYE|PREAUTH)"),
+    ("POP3 or Redis", rb"[+-](?:OK|ERR)\b"),
+    ("AMQP", rb"AMQP[\x00-\x09]"),
 )
+_ANY = re.compile(b"|".join(b"(%b)" % pattern for _, pattern in _PATTERNS))
 
 
 def proxy_header_length(data: bytes) -> int | None:
@@ -73,9 +74,10 @@ def recognise(answer: bytes, sent: bytes = b"") -> Foreign | None:
     ``sent`` is what was said before: an answer that repeats it is an echo.
     """
     head = answer[:LOOKED_AT]
-    for protocol, pattern in _PATTERNS:
-        if pattern.match(head):
-            return Foreign(protocol, _readable(head) if protocol == "MySQL" else _words(head))
+    found = _ANY.match(head)
+    if found and found.lastindex:
+        protocol, _ = _PATTERNS[found.lastindex - 1]
+        return Foreign(protocol, _readable(head) if protocol == "MySQL" else _words(head))
     long_enough = len(head) >= min(len(sent), LEAST_ECHO)
     if sent and long_enough and (sent.startswith(head) or head.startswith(sent)):
         return Foreign("an echo of what was sent", _words(head))

@@ -7,7 +7,7 @@ RFC 7301 (ALPN).
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from probe.wire import Malformed
@@ -22,6 +22,14 @@ _ENCRYPT_THEN_MAC = 22  # RFC 7366
 _RETRY_RANDOM = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
 
 MAX_CHAIN = 16  # certificates
+
+TOO_SHORT = "a handshake message shorter than its lengths say"
+
+
+# Of extensions that clients say alike, over and over.
+_same = lru_cache(maxsize=32)
+
+_extension = struct.Struct("!HH").unpack_from
 
 
 class ClientHello(NamedTuple):
@@ -62,7 +70,7 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         end = self.at + count
         if end > len(self.data):
-            raise Malformed("a handshake message shorter than its lengths say")
+            raise Malformed(TOO_SHORT)
         self.at, start = end, self.at
         return self.data[start:end]
 
@@ -73,7 +81,7 @@ class _Cursor:
         start = self.at + size  # in one go: a hello has some thirty of them
         end = start + int.from_bytes(self.data[self.at : start], "big")
         if end > len(self.data):
-            raise Malformed("a handshake message shorter than its lengths say")
+            raise Malformed(TOO_SHORT)
         self.at = end
         return self.data[start:end]
 
@@ -85,12 +93,11 @@ class _Cursor:
 def parse_client_hello(body: bytes) -> ClientHello:
     """A ClientHello's body (without the 4-byte header). Raises :class:`Malformed`."""
     cursor = _Cursor(body)
-    legacy = cursor.number(2)
-    random = cursor.take(32)
+    legacy, random = cursor.number(2), cursor.take(32)
     cursor.vector(1)
     ciphers = cursor.vector(2)
     cursor.vector(1)
-    extensions = dict(_extensions(cursor))
+    extensions = _extensions(cursor)
     name = extensions.get(_SERVER_NAME)
     return ClientHello(
         random=random,
@@ -115,7 +122,7 @@ def parse_server_hello(body: bytes) -> ServerHello:
     cursor.vector(1)
     cipher = cursor.number(2)
     cursor.take(1)
-    extensions = dict(_extensions(cursor))
+    extensions = _extensions(cursor)
     chosen = extensions.get(_VERSIONS, b"")
     protocols = _protocols(extensions.get(_ALPN))
     return ServerHello(
@@ -130,7 +137,7 @@ def parse_server_hello(body: bytes) -> ServerHello:
 
 def parse_encrypted_extensions(body: bytes) -> str | None:
     """The protocol that EncryptedExtensions selects, or None. Raises :class:`Malformed`."""
-    protocols = _protocols(dict(_extensions(_Cursor(body))).get(_ALPN))
+    protocols = _protocols(_extensions(_Cursor(body)).get(_ALPN))
     return protocols[0] if protocols else None
 
 
@@ -156,7 +163,7 @@ def parse_certificate_request(body: bytes, *, tls13: bool) -> tuple[bytes, ...]:
     cursor = _Cursor(body)
     if tls13:
         cursor.vector(1)
-        listed = dict(_extensions(cursor)).get(_AUTHORITIES)
+        listed = _extensions(cursor).get(_AUTHORITIES)
         names = _Cursor(_Cursor(listed).vector(2)) if listed else _Cursor(b"")
     else:
         cursor.vector(1)
@@ -175,14 +182,20 @@ def server_name_middle(message: bytes, name: str) -> int:
     return start + 3 + len(name) // 2 if start >= 0 else len(message) // 2
 
 
-def _extensions(cursor: _Cursor) -> Iterator[tuple[int, bytes]]:
-    if not cursor.left:  # TLS 1.2 and older may leave the whole block out
-        return
-    block = _Cursor(cursor.vector(2))
-    while block.left:
-        yield block.number(2), block.vector(2)
+def _extensions(cursor: _Cursor) -> dict[int, bytes]:
+    """By their types; empty where TLS 1.2 and older leave the whole block out."""
+    block = cursor.vector(2) if cursor.left else b""
+    found, at, size = {}, 0, len(block)
+    while at + 4 <= size:
+        kind, length = _extension(block, at)
+        begins, at = at + 4, at + 4 + length
+        found[kind] = block[begins:at]
+    if at != size:
+        raise Malformed(TOO_SHORT)
+    return found
 
 
+@_same
 def _server_name(extension: bytes) -> str | None:
     names = _Cursor(_Cursor(extension).vector(2)) if extension else _Cursor(b"")
     while names.left:
@@ -192,6 +205,7 @@ def _server_name(extension: bytes) -> str | None:
     return None
 
 
+@_same
 def _protocols(extension: bytes | None) -> tuple[str, ...]:
     if not extension:
         return ()
@@ -202,6 +216,7 @@ def _protocols(extension: bytes | None) -> tuple[str, ...]:
     return tuple(found)
 
 
+@_same
 def _words(extension: bytes | None, size: int) -> tuple[int, ...]:
     if not extension:
         return ()

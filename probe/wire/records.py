@@ -85,23 +85,33 @@ UNRECOGNIZED_NAME = 112
 CLOSE_NOTIFY = 0
 
 
+def record_length(buffer: bytes) -> int | None:
+    """The length of the record that the buffer begins with, in bytes; None: more is needed.
+
+    Raises :class:`Malformed` when the first bytes are not those of a TLS record.
+    """
+    if buffer and not CHANGE_CIPHER_SPEC <= buffer[0] <= APPLICATION_DATA:
+        raise Malformed(f"a record of type 0x{buffer[0]:02x}")
+    if len(buffer) > 1 and buffer[1] != 3:
+        raise Malformed(f"a record of version 0x{buffer[1]:02x}…")
+    if len(buffer) < HEADER:
+        return None
+    length = buffer[3] << 8 | buffer[4]
+    if length > MAX_FRAGMENT:
+        raise Malformed(f"a record of {length} bytes")
+    return HEADER + length if len(buffer) >= HEADER + length else None
+
+
 def decode_record(buffer: bytes) -> tuple[Record, int] | None:
     """The record that the buffer begins with, and its length in bytes; None: more is needed.
 
     Raises :class:`Malformed` when the first bytes are not those of a TLS record.
     """
-    if buffer and buffer[0] not in (CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, APPLICATION_DATA):
-        raise Malformed(f"a record of type 0x{buffer[0]:02x}")
-    if len(buffer) > 1 and buffer[1] != 3:
-        raise Malformed(f"a record of version 0x{buffer[1]:02x}…")
-    if len(buffer) < 5:
+    length = record_length(buffer)
+    if length is None:
         return None
-    kind, version, length = struct.unpack_from("!BHH", buffer)
-    if length > MAX_FRAGMENT:
-        raise Malformed(f"a record of {length} bytes")
-    if len(buffer) < 5 + length:
-        return None
-    return Record(kind, version, bytes(buffer[5 : 5 + length])), 5 + length
+    version = int.from_bytes(buffer[1:3], "big")
+    return Record(buffer[0], version, bytes(buffer[HEADER:length])), length
 
 
 def decode_alert(fragment: bytes) -> Alert | None:
