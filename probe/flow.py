@@ -196,8 +196,9 @@ class Flow:
     def tell(self, at: float, fact: Fact) -> None:
         """Add an event; a clock that went back (several queues) does not move it."""
         if len(self.events) < MAX_EVENTS:
-            if at - self.started > self.at:
-                self.at = at - self.started
+            at -= self.started
+            if at > self.at:
+                self.at = at
             self.size += EVENT_COST
             self.events.append(_tuple(Event, (self.at, fact)))
 
@@ -217,25 +218,18 @@ class Flow:
             side.packets += 1
             if side.ttl != ttl:
                 side.ttl = ttl if side.ttl is None else -1
-            if self.agreed and flags & ~PSH == ACK and not self.waiting:
+            if self.agreed and flags & ~(PSH | FIN) == ACK and not (self.waiting or self.past):
                 # nearly all segments are this: in order, and acknowledging what was told
                 assert side.base is not None and other.base is not None  # noqa: PT018
                 behind = (other.base + other.next - ack) & 0xFFFFFFFF
                 if behind < 0x80000000:
                     if other.next - behind > other.acked:
                         other.acked = other.next - behind
-                    if not payload and not cut:
+                    if not (payload or cut or flags & FIN):
                         return
                     expected = not (seq - side.base - side.next) & 0xFFFFFFFF
-                    if expected and not cut and not side.pending:
-                        size = len(payload)
-                        if side.recent is None:
-                            side.recent = deque(maxlen=REMEMBERED)
-                        side.recent.append((side.next, side.next + size, at, ip_id))
-                        side.next += size
-                        self.size += size
-                        self._count(side, payload)
-                        self.tell(at, _tuple(Data, (side.party, payload, Layer.TCP)))
+                    if expected and not (cut or side.pending or side.fin):
+                        self._in_order(side, at, payload, ip_id, bool(flags & FIN))
                         return
         if flags & SYN:
             self._syn(segment, side, other)
@@ -258,6 +252,21 @@ class Flow:
             self._hold(segment, sender)
         else:
             self._deliver(segment, side, other)
+
+    def _in_order(
+        self, side: Side, at: float, payload: bytes, ip_id: int | None, fin: bool
+    ) -> None:
+        begins, ends = side.next, side.next + len(payload)
+        if side.recent is None:
+            side.recent = deque(maxlen=REMEMBERED)
+        side.recent.append((begins, ends, at, ip_id))
+        if payload:
+            side.next = ends
+            self.size += ends - begins
+            self._count(side, payload)
+            self.tell(at, _tuple(Data, (side.party, payload, Layer.TCP)))
+        if fin:
+            self._fin(side, at)
 
     def finish(self, now: float) -> None:
         """The connection, or the capture, ends: what still waits is told now."""
@@ -419,10 +428,13 @@ class Flow:
             self.holes = self.holes or side is self.client
             self.tell(at, NotCaptured(side.party, lost))
         if fin and not side.fin and begins + len(payload) + cut == side.next:
-            side.next += 1
-            side.fin = True
-            self.closed = self.closed or (self.client.fin and self.server.fin)
-            self.tell(at, Closed(side.party, Ending.FIN))
+            self._fin(side, at)
+
+    def _fin(self, side: Side, at: float) -> None:
+        side.next += 1
+        side.fin = True
+        self.closed = self.closed or (self.client.fin and self.server.fin)
+        self.tell(at, _tuple(Closed, (side.party, Ending.FIN)))
 
     def _count(self, side: Side, data: bytes) -> None:
         """How far the connection is: past its login, nothing more is read."""
@@ -433,13 +445,13 @@ class Flow:
                 self.head += data
             self.session_records += data[:2] == b"\x17\x03"
             self.queries += data[0] in b"QPBX" and data[1:2] == b"\0" and len(data) >= 5
-        self.past = (
+        if (
             side.said >= MAX_SAID
             or self.session_records >= SESSION_RECORDS
             or self.queries >= SESSION_QUERIES
             or self.deliveries >= MAX_DELIVERIES
-        )
-        if self.past:
+        ):
+            self.past = True
             for each in (self.client, self.server):
                 each.pending = each.recent = None
 

@@ -92,36 +92,32 @@ class Streams:
         "Bulk" is whatever has neither SYN nor FIN nor RST set.
         """
         at = segment.at
-        if at > self.now:
+        if at >= self.now and self.began is not None:
             self.now = at
-        elif at < self.now - DISORDER:
-            self.orderly = False
-        if at < self.earliest:
-            self.began = at if self.began is None else self.began
-            self.earliest = at
+        else:
+            self._clock(at)
         if self._closing and self._closing[0][0] < self.now - LINGER - DISORDER:
             self._let_go()
         name = segment[1:3]
-        sender: Party | None = Party.CLIENT
-        flow = self._flows.get(name)
+        flow, sender = self._flows.get(name), Party.CLIENT
         if flow is None:
             flow, sender = self._flows.get(name[::-1]), Party.SERVER
         if flow is not None and flow.closed_at is not None and at - flow.closed_at > LINGER:
             self._end(flow, at)
             flow = None
-        opens = segment.flags & SYN
-        if opens and not segment.flags & ACK:
+        flags = segment.flags
+        if flags & SYN and not flags & ACK:
             if flow is not None and (sender is Party.SERVER or flow.reused(segment)):
                 self._end(flow, at)
                 flow = None
             sender = Party.CLIENT
         if flow is None:
-            if not opens and (name in self._left_out or name[::-1] in self._left_out):
+            if not flags & SYN and (name in self._left_out or name[::-1] in self._left_out):
                 return False
-            flow, sender = self._begin(segment, number, comment)
-            if flow is None:
-                return sender is not None
-        assert sender is not None
+            flow, who = self._begin(segment, number, comment)
+            if flow is None or who is None:
+                return who is not None
+            sender = who
         before = flow.size
         flow.take(segment, sender)
         self.held += flow.size - before
@@ -132,6 +128,16 @@ class Streams:
         if flow.kept and not flow.closed:
             return not flow.past
         return self._judged(flow, at)
+
+    def _clock(self, at: float) -> None:
+        """The first segment's time, or one that may be before another's."""
+        if at > self.now:
+            self.now = at
+        elif at < self.now - DISORDER:
+            self.orderly = False
+        if at < self.earliest:
+            self.began = at if self.began is None else self.began
+            self.earliest = at
 
     def finish(self, at: float | None = None) -> None:
         """The capture ends here, at this time; None: with the last segment."""
