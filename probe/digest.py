@@ -13,12 +13,14 @@ import re
 from collections.abc import Hashable
 from typing import NamedTuple
 
+from probe.alike import Likeness, Outline, Spans, likeness, outline, spans
 from probe.captured import Captured
 from probe.evidence import gets_through, host_of
 from probe.handshake import Handshake, Opening, Outcome, Stage
 from probe.observer import observe
 from probe.transcript import Event, Fact, GaveUp, NotCaptured, Party, Transcript
 
+MAX_KNOWN = 1_024  # conversations that others are compared with
 SILENCE = 5.0  # seconds; a server that has not answered by then, while the capture went on, is mute
 
 _STRANGER = re.compile(r"connection \d+( of .*)?")  # what a capture calls those it knows not
@@ -59,14 +61,39 @@ class Digest(NamedTuple):
 
 
 class Digester:
-    """Makes digests; what many of them have in common is kept once."""
+    """Makes digests; what many of them have in common is kept once.
+
+    A capture is full of connections that are said alike: one of them is read.
+    """
 
     def __init__(self) -> None:
         self._common: dict[Hashable, Hashable] = {}
+        self._known: dict[Likeness, Digest] = {}
+        self._spans: dict[Outline, set[Spans]] = {}
 
     def __call__(self, captured: Captured) -> Digest:
         """Of a connection as far as its own packets tell."""
-        return self.digest(captured, observe(captured.transcript))
+        transcript = captured.transcript
+        ours = captured.note is not None or transcript.asked is not None
+        told = None if ours else outline(transcript)
+        if told is None:
+            return self.digest(captured, observe(transcript))
+        for left_out in self._spans.get(told, ()):
+            known = self._known.get(likeness(transcript, told, left_out))
+            if known is not None:
+                return known._replace(
+                    client=known.client and captured.client,
+                    door=captured.server,
+                    began=transcript.started,
+                    ended=last_event(transcript),
+                    own=_is_own(transcript),
+                )
+        digest = self.digest(captured, observe(transcript))
+        if len(self._known) < MAX_KNOWN:
+            left_out = spans(transcript)
+            self._spans.setdefault(told, set()).add(left_out)
+            self._known[likeness(transcript, told, left_out)] = digest
+        return digest
 
     def digest(self, captured: Captured, seen: Handshake) -> Digest:
         """Of a connection of which this was seen."""
@@ -86,11 +113,15 @@ class Digester:
             through=gets_through(seen),
             answered=bool(seen.server_bytes),
             for_tls=_asks_for_tls(seen),
-            own=not _STRANGER.fullmatch(transcript.attempt),
+            own=_is_own(transcript),
             asked=transcript.asked is not None,
             run=note is not None and note.run is not None,
             kind=common(kind, kind),
         )
+
+
+def _is_own(transcript: Transcript) -> bool:
+    return not _STRANGER.fullmatch(transcript.attempt)
 
 
 def last_event(transcript: Transcript) -> float:

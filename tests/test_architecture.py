@@ -16,13 +16,13 @@ ORDER = """
     wire transcript certificate handshake witness finding conninfo password target attempt
     evidence binding path login tls identity schedule pcapng note captured packet datagram flow
     store stream gather split secrets cipher decryption recording drivers sources ladder
-    observer rules clients verdict door diagnosis sighting clock matching hop vantage digest
-    reading replay visit recorder reports commands __main__
+    observer rules clients verdict door diagnosis sighting clock matching hop vantage alike
+    digest reading replay visit recorder reports commands __main__
 """.split()
 
 PRODUCTS = {
     *"witness ladder observer rules reports evidence binding path clients verdict door".split(),
-    *"diagnosis sighting clock matching hop vantage digest reading replay".split(),
+    *"diagnosis sighting clock matching hop vantage alike digest reading replay".split(),
 }
 MAKERS = {
     *"drivers sources login tls identity schedule pcapng packet flow stream gather split".split(),

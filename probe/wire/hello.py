@@ -19,7 +19,7 @@ _SERVER_NAME, _GROUPS, _ALPN, _VERSIONS, _AUTHORITIES, _KEY_SHARE = 0, 10, 16, 4
 _ENCRYPT_THEN_MAC = 22  # RFC 7366
 
 # ServerHello.random of a HelloRetryRequest: SHA-256 of "HelloRetryRequest" (RFC 8446, 4.1.3).
-_RETRY_RANDOM = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
+RETRY_RANDOM = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
 
 MAX_CHAIN = 16  # certificates
 
@@ -129,10 +129,39 @@ def parse_server_hello(body: bytes) -> ServerHello:
         version=int.from_bytes(chosen, "big") if len(chosen) == 2 else version,
         cipher=cipher,
         alpn=protocols[0] if protocols else None,
-        retry=random == _RETRY_RANDOM,
+        retry=random == RETRY_RANDOM,
         random=random,
         encrypt_then_mac=_ENCRYPT_THEN_MAC in extensions,
     )
+
+
+def nonces(body: bytes, *, of_client: bool) -> list[tuple[int, int]]:
+    """Where in a ClientHello's or ServerHello's body bytes stand that are made up each time.
+
+    The random, the session id, and the values of the key shares; in order, as begins and ends.
+    Nothing that is parsed here depends on them, but that a HelloRetryRequest has a random of its
+    own. Raises :class:`Malformed`.
+    """
+    cursor = _Cursor(body)
+    cursor.take(34)
+    found = [(2, 34), (35, 35 + len(cursor.vector(1)))]
+    if of_client:
+        cursor.vector(2)
+        cursor.vector(1)
+    else:
+        cursor.take(3)
+    at = cursor.at + 2
+    ends = at + len(cursor.vector(2)) if cursor.left else 0
+    while at + 4 <= ends:
+        kind, length = _extension(body, at)
+        at, share = at + 4 + length, at + 4 + 2 * of_client  # a client has a list of them
+        while kind == _KEY_SHARE and share + 4 <= at:
+            _, length = _extension(body, share)  # laid out as an extension is
+            found.append((share + 4, share + 4 + length))
+            share += 4 + length
+    if at > ends > 0 or any(end > len(body) for _, end in found):
+        raise Malformed(TOO_SHORT)
+    return found
 
 
 def parse_encrypted_extensions(body: bytes) -> str | None:
