@@ -154,13 +154,15 @@ def nonces(body: bytes, *, of_client: bool) -> list[tuple[int, int]]:
     ends = at + len(cursor.vector(2)) if cursor.left else 0
     while at + 4 <= ends:
         kind, length = _extension(body, at)
-        at, share = at + 4 + length, at + 4 + 2 * of_client  # a client has a list of them
+        share, at = at + 4 + 2 * of_client, at + 4 + length  # a client has a list of them
+        if at > ends:
+            raise Malformed(TOO_SHORT)
         while kind == _KEY_SHARE and share + 4 <= at:
             _, length = _extension(body, share)  # laid out as an extension is
-            found.append((share + 4, share + 4 + length))
-            share += 4 + length
-    if at > ends > 0 or any(end > len(body) for _, end in found):
-        raise Malformed(TOO_SHORT)
+            share, begins = share + 4 + length, share + 4
+            if share > at:
+                raise Malformed(TOO_SHORT)
+            found.append((begins, share))
     return found
 
 
