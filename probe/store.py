@@ -9,9 +9,12 @@ little.
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable, Collection, Sequence
-from tempfile import SpooledTemporaryFile
-from typing import Any, NamedTuple, overload
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from tempfile import SpooledTemporaryFile, TemporaryDirectory
+from typing import IO, Any, NamedTuple, overload
 
 from probe.captured import Captured
 from probe.flow import Conversation
@@ -41,9 +44,10 @@ Digest = Callable[[Captured], Any]  # what is to be known of each connection at 
 
 
 class _Kept(NamedTuple):
-    """Where a connection is kept."""
+    """Where a connection is kept: in which file, and where in it."""
 
     first_packet: int
+    file: int
     begins: int
     size: int
     name: tuple[str, str]
@@ -55,57 +59,61 @@ class Connections(Sequence[Captured]):
 
     A capture may hold many. So each is kept packed, behind the others in a temporary file, and
     made anew whenever it is asked for. ``digest`` is asked about each connection when it is known;
-    its label counts from 1 only in the end.
+    its label counts from 1 only in the end. ``place`` is a file's name: what was added in one
+    process can be asked for in another (by pickling) while there is a file of that name.
     """
 
-    def __init__(self, file: str, digest: Digest | None = None) -> None:
+    def __init__(self, file: str, digest: Digest | None = None, place: Path | None = None) -> None:
         self.file = file
         self.left_out = self._size = 0
-        self._digest = digest
+        self._digest, self._place = digest, place
         self._kept: list[_Kept] = []
-        self._packed = SpooledTemporaryFile(MAX_IN_MEMORY)  # noqa: SIM115 - it goes with this
+        self._files: list[IO[bytes]] = [
+            place.open("w+b") if place else SpooledTemporaryFile(MAX_IN_MEMORY)  # noqa: SIM115
+        ]
 
     def __del__(self) -> None:
-        self._packed.close()
+        for file in self._files:
+            file.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        self._packed.seek(0)
-        return self.__dict__ | {"_packed": self._packed.read()}
+        self._files[0].flush()
+        return self.__dict__ | {"_files": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._packed = SpooledTemporaryFile(MAX_IN_MEMORY)  # noqa: SIM115
-        self._packed.write(state["_packed"])
+        assert self._place is not None
+        self._files = [self._place.open("rb")]
 
     def add(self, conversation: Conversation) -> None:
         """Take one more, if there is room; :meth:`sort` when all are there."""
         number, packed = conversation.first_packet, _packed(conversation)
         digest = self._digest(_captured(conversation, 0, self.file)) if self._digest else None
-        self._keep(_Kept(number, self._size, len(packed), conversation[:2], digest), packed)
+        begins = self._files[0].tell()
+        if self._has_room(_Kept(number, 0, begins, len(packed), conversation[:2], digest)):
+            self._files[0].write(packed)
 
-    def _keep(self, kept: _Kept, packed: bytes) -> None:
-        if len(self._kept) == MAX_CONNECTIONS or self._size + len(packed) > MAX_KEPT:
+    def _has_room(self, kept: _Kept) -> bool:
+        if len(self._kept) == MAX_CONNECTIONS or self._size + kept.size > MAX_KEPT:
             self.left_out += 1
-            return
-        self._size += len(packed)
-        self._packed.write(packed)
+            return False
+        self._size += kept.size
         self._kept.append(kept)
+        return True
 
     def adopt(self, later: Connections, packets: int, without: Collection[tuple[str, str]]) -> None:
         """Take those of a later part behind ``packets``, ``without`` some names."""
         for kept in later._kept:
             if kept.name not in without and kept.name[::-1] not in without:
-                moved = kept._replace(first_packet=packets + kept.first_packet, begins=self._size)
-                self._keep(moved, later._packed_at(kept))
+                number = packets + kept.first_packet
+                self._has_room(kept._replace(first_packet=number, file=len(self._files)))
+        self._files += later._files
+        later._files = []
 
     def sort(self) -> Sequence[Any]:
         """Put them in order; gives what was made of them, in that order."""
         self._kept.sort()
         return [kept.digest for kept in self._kept] if self._digest else ()
-
-    def _packed_at(self, kept: _Kept) -> bytes:
-        self._packed.seek(kept.begins)
-        return self._packed.read(kept.size)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -119,8 +127,17 @@ class Connections(Sequence[Captured]):
             return tuple(self[each] for each in range(*index.indices(len(self))))
         number = range(len(self))[index] + 1
         kept = self._kept[index]
-        conversation = _unpacked(self._packed_at(kept), kept.first_packet)
+        file = self._files[kept.file]
+        file.seek(kept.begins)
+        conversation = _unpacked(file.read(kept.size), kept.first_packet)
         return _captured(conversation, number, self.file)
+
+
+@contextmanager
+def temporary_places() -> Iterator[Iterator[Path]]:
+    """Names for the files of as many connections as there are; what was opened can be read on."""
+    with TemporaryDirectory(prefix="pgprobe-", ignore_cleanup_errors=True) as folder:
+        yield (Path(folder, str(number)) for number in count())
 
 
 # How a conversation is kept: of what marshal knows, which is much faster than what pickle does.

@@ -30,6 +30,7 @@ from probe.reports import FORMATS, Captures, render
 from probe.secrets import parse_key_log
 from probe.sighting import Vantage
 from probe.sources.capture import Capture, read_capture
+from probe.store import temporary_places
 from probe.wire import printable
 
 
@@ -107,20 +108,23 @@ def load(
     files: Sequence[str], *, ports: Sequence[int] | None, everything: bool, jobs: int
 ) -> list[Capture]:
     """The captures, in the order given; several are read side by side where ``jobs`` allow."""
+    one = partial(_load, ports=ports, everything=everything)
     if len(files) == 1:
         # what is told of a connection between several files is not known while one is read
-        return [_load(files[0], ports, everything, jobs, Digester())]
-    one = partial(_load, ports=ports, everything=everything)
+        return [one(files[0], jobs=jobs, digest=Digester())]
     if jobs == 1 or STANDARD_INPUT in files:
         return [one(name, jobs=jobs) for name in files]
     from concurrent.futures import ProcessPoolExecutor  # slow to import
 
-    with ProcessPoolExecutor(max_workers=min(jobs, len(files))) as pool:
-        return list(pool.map(one, files))
+    with temporary_places() as places, ProcessPoolExecutor(min(jobs, len(files))) as pool:
+        loading = [pool.submit(one, *each) for each in zip(files, places, strict=False)]
+        return [each.result() for each in loading]
 
 
 def _load(
     name: str,
+    place: Path | None = None,
+    *,
     ports: Sequence[int] | None,
     everything: bool,
     jobs: int = 1,
@@ -129,7 +133,13 @@ def _load(
     source = sys.stdin.buffer if name == STANDARD_INPUT else name
     try:
         return read_capture(
-            source, ports=ports, everything=everything, name=name, jobs=jobs, digest=digest
+            source,
+            ports=ports,
+            everything=everything,
+            name=name,
+            jobs=jobs,
+            digest=digest,
+            place=place,
         )
     except (OSError, NotACapture) as error:
         raise cannot_read(name, error) from error

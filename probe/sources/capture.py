@@ -19,7 +19,7 @@ from probe.gather import Trace, gather
 from probe.packet import Decoder
 from probe.pcapng import Reader
 from probe.split import Part, Slice, record_end, split
-from probe.store import Connections, Digest
+from probe.store import Connections, Digest, temporary_places
 from probe.stream import DISORDER, MAX_FLOWS, MAX_HELD, MAX_LEFT_OUT, State, Streams
 
 MAX_NOTES = 20  # kinds of packets that could not be read
@@ -53,16 +53,16 @@ def read_capture(
     name: str | None = None,
     jobs: int = 1,
     digest: Digest | None = None,
+    place: Path | None = None,
 ) -> Capture:
     """Read a capture: the file of that name, or a binary stream (standard input, say).
 
     ``ports`` and ``everything`` choose connections as :class:`~probe.stream.Streams` says;
     ``name`` is what the capture is called, ``jobs`` how many processes may read a file.
-    ``digest`` is asked about each connection when it is known, in the process that reads it; its
-    labels count from 1 only in the end. Raises :class:`OSError` and
-    :class:`~probe.pcapng.NotACapture`.
+    ``digest`` and ``place`` are those of :class:`~probe.store.Connections`. Raises
+    :class:`OSError` and :class:`~probe.pcapng.NotACapture`.
     """
-    choice = _Choice(ports, everything, digest)
+    choice = _Choice(ports, everything, digest, place)
     if isinstance(source, str | Path):
         with Path(source).open("rb", buffering=0) as stream:
             called = name or str(source)
@@ -81,9 +81,10 @@ class _Choice(NamedTuple):
     ports: Collection[int] | None
     everything: bool
     digest: Digest | None
+    place: Path | None
 
     def connections(self, name: str) -> Connections:
-        return Connections(name, self.digest)
+        return Connections(name, self.digest, self.place)
 
     def streams(self, connections: Connections) -> Streams:
         return Streams(connections.add, ports=self.ports, everything=self.everything)
@@ -174,8 +175,11 @@ class _Parts:
         self.connections = self.choice.connections(name)
         self.streams = self.choice.streams(self.connections)
         first, *rest = parts
-        with ProcessPoolExecutor(len(rest)) as pool:
-            later = [pool.submit(_read_later, self.file, part, self.choice) for part in rest]
+        with temporary_places() as places, ProcessPoolExecutor(len(rest)) as pool:
+            later = [
+                pool.submit(_read_later, self.file, part, self.choice._replace(place=place))
+                for part, place in zip(rest, places, strict=False)
+            ]
             try:
                 with _no_collector():
                     reader, decoder = Reader(Slice(self.stream, first)), Decoder()  # type: ignore[arg-type]
