@@ -33,6 +33,7 @@ from fixtures.packets import (
     tcp,
 )
 from probe import gather, split
+from probe.digest import Digester
 from probe.sources import capture
 from probe.sources.capture import Capture, read_capture
 
@@ -77,13 +78,19 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def as_told(found: Capture) -> tuple[object, ...]:
-    return (list(found.connections), found.secrets, found.problems, found.packets)
+    return (
+        list(found.connections),
+        list(found.digests),
+        found.secrets,
+        found.problems,
+        found.packets,
+    )
 
 
 def compared(file: Path, data: bytes, jobs: int, **options: object) -> int:
     """Read it both ways; gives the number of parts that were not read in one go."""
     file.write_bytes(data)
-    alone = read_capture(file, **options)  # type: ignore[arg-type]
+    alone = read_capture(file, digest=Digester(), **options)  # type: ignore[arg-type]
     gone_back = 0
     read = capture._read
 
@@ -95,7 +102,7 @@ def compared(file: Path, data: bytes, jobs: int, **options: object) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(capture, "_read", counted)
         Here.read = 0
-        together = read_capture(file, jobs=jobs, **options)  # type: ignore[arg-type]
+        together = read_capture(file, jobs=jobs, digest=Digester(), **options)  # type: ignore[arg-type]
     assert as_told(together) == as_told(alone)
     return 0 if gone_back else Here.read
 
