@@ -272,7 +272,7 @@ def test_a_file_that_cannot_be_kept_is_a_sentence(tmp_path: Path) -> None:
 # --- in Wireshark ---------------------------------------------------------------------------
 
 TSHARK = shutil.which("tshark")
-NO_TSHARK = "tshark is not installed (apt-get install tshark): Wireshark's view was not looked at"
+NO_TSHARK = "tshark is not installed (make lab-system): Wireshark's view was not looked at"
 # A warning or worse; but a reset is what happened there, not a fault of the file.
 BAD = "_ws.malformed or (_ws.expert.severity >= 0x600000 and not tcp.connection.rst)"
 CHECKED = ("-o", "ip.check_checksum:TRUE", "-o", "tcp.check_checksum:TRUE")
