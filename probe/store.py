@@ -11,9 +11,10 @@ from __future__ import annotations
 import marshal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from itertools import count
 from pathlib import Path
-from tempfile import SpooledTemporaryFile, TemporaryDirectory
+from tempfile import SpooledTemporaryFile, TemporaryDirectory, gettempdir
 from typing import IO, Any, NamedTuple, overload
 
 from probe.captured import Captured
@@ -40,7 +41,7 @@ MAX_CONNECTIONS = 131_072  # of one capture that are kept
 MAX_KEPT = 1 << 28  # bytes of them
 MAX_IN_MEMORY = 1 << 20  # likewise; more are kept in a file
 
-Digest = Callable[[Captured], Any]  # what is to be known of each connection at once
+MakeDigest = Callable[[Captured], Any]  # of what is to be known of each connection at once
 
 
 class _Kept(NamedTuple):
@@ -63,14 +64,14 @@ class Connections(Sequence[Captured]):
     process can be asked for in another (by pickling) while there is a file of that name.
     """
 
-    def __init__(self, file: str, digest: Digest | None = None, place: Path | None = None) -> None:
+    def __init__(
+        self, file: str, digest: MakeDigest | None = None, place: Path | None = None
+    ) -> None:
         self.file = file
         self.left_out = self._size = 0
         self._digest, self._place = digest, place
         self._kept: list[_Kept] = []
-        self._files: list[IO[bytes]] = [
-            place.open("w+b") if place else SpooledTemporaryFile(MAX_IN_MEMORY)  # noqa: SIM115
-        ]
+        self._files = [place.open("w+b") if place else _unnamed()]
 
     def __del__(self) -> None:
         for file in self._files:
@@ -87,26 +88,31 @@ class Connections(Sequence[Captured]):
 
     def add(self, conversation: Conversation) -> None:
         """Take one more, if there is room; :meth:`sort` when all are there."""
-        number, packed = conversation.first_packet, _packed(conversation)
-        digest = self._digest(_captured(conversation, 0, self.file)) if self._digest else None
-        begins = self._files[0].tell()
-        if self._has_room(_Kept(number, 0, begins, len(packed), conversation[:2], digest)):
+        packed = _packed(conversation)
+        if self._has_room(len(packed)):
+            begins, number, name = (
+                self._files[0].tell(),
+                conversation.first_packet,
+                conversation[:2],
+            )
             self._files[0].write(packed)
+            digest = self._digest(_captured(conversation, 0, self.file)) if self._digest else None
+            self._kept.append(_Kept(number, 0, begins, len(packed), name, digest))
 
-    def _has_room(self, kept: _Kept) -> bool:
-        if len(self._kept) == MAX_CONNECTIONS or self._size + kept.size > MAX_KEPT:
+    def _has_room(self, size: int) -> bool:
+        if len(self._kept) == MAX_CONNECTIONS or self._size + size > MAX_KEPT:
             self.left_out += 1
             return False
-        self._size += kept.size
-        self._kept.append(kept)
+        self._size += size
         return True
 
     def adopt(self, later: Connections, packets: int, without: Collection[tuple[str, str]]) -> None:
         """Take those of a later part behind ``packets``, ``without`` some names."""
         for kept in later._kept:
-            if kept.name not in without and kept.name[::-1] not in without:
+            known = kept.name in without or kept.name[::-1] in without
+            if not known and self._has_room(kept.size):
                 number = packets + kept.first_packet
-                self._has_room(kept._replace(first_packet=number, file=len(self._files)))
+                self._kept.append(kept._replace(first_packet=number, file=len(self._files)))
         self._files += later._files
         later._files = []
 
@@ -131,6 +137,15 @@ class Connections(Sequence[Captured]):
         file.seek(kept.begins)
         conversation = _unpacked(file.read(kept.size), kept.first_packet)
         return _captured(conversation, number, self.file)
+
+
+def _unnamed() -> IO[bytes]:
+    """A temporary file, in memory while it is small; always, where none can be written."""
+    try:
+        gettempdir()
+    except FileNotFoundError:
+        return BytesIO()
+    return SpooledTemporaryFile(MAX_IN_MEMORY)
 
 
 @contextmanager

@@ -81,6 +81,20 @@ def test_connections_are_a_sequence() -> None:
         found[2]
 
 
+def test_connections_are_read_where_nothing_can_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A debugging container may have no writable file system at all."""
+
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("probe.store.MAX_IN_MEMORY", 100)
+    monkeypatch.setattr("probe.store.gettempdir", none)
+    found = read([*asks(port=1_001).frames, *asks(port=1_002, at=1).frames]).connections
+    assert [row.client for row in found] == ["192.0.2.1:1001", "192.0.2.1:1002"]
+
+
 @pytest.fixture
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The times of the packets that were looked at."""

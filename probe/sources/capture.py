@@ -19,7 +19,7 @@ from probe.gather import Trace, gather
 from probe.packet import Decoder
 from probe.pcapng import Reader
 from probe.split import Part, Slice, record_end, split
-from probe.store import Connections, Digest, temporary_places
+from probe.store import Connections, MakeDigest, temporary_places
 from probe.stream import DISORDER, MAX_FLOWS, MAX_HELD, MAX_LEFT_OUT, State, Streams
 
 MAX_NOTES = 20  # kinds of packets that could not be read
@@ -52,7 +52,7 @@ def read_capture(
     everything: bool = False,
     name: str | None = None,
     jobs: int = 1,
-    digest: Digest | None = None,
+    digest: MakeDigest | None = None,
     place: Path | None = None,
 ) -> Capture:
     """Read a capture: the file of that name, or a binary stream (standard input, say).
@@ -80,7 +80,7 @@ class _Choice(NamedTuple):
 
     ports: Collection[int] | None
     everything: bool
-    digest: Digest | None
+    digest: MakeDigest | None
     place: Path | None
 
     def connections(self, name: str) -> Connections:
