@@ -51,6 +51,10 @@ PCAP_MAGIC = {  # the first four bytes: byte order and ticks a second
     b"\xa1\xb2\x3c\x4d": (">", 1_000_000_000),
 }
 _ENHANCED_HEAD = "III16x"  # block type, its length, interface; then times and lengths
+_PAIR = {order: Struct(f"{order}II").unpack_from for order in "<>"}
+# interface, both halves of the time, what was captured, and the length
+_ENHANCED = {order: Struct(f"{order}IIIII").unpack_from for order in "<>"}
+_OBSOLETE = {order: Struct(f"{order}HxxIIII").unpack_from for order in "<>"}
 PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
 ORDER_MAGIC = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -374,7 +378,7 @@ class Reader:
                 if magic not in ORDER_MAGIC:
                     return self._damaged("follows on a section without a byte order")
                 order, interfaces, same = ORDER_MAGIC[magic], [], set()
-            block, total = struct.unpack_from(order + "II", buffer, at)
+            block, total = _PAIR[order](buffer, at)
             if total < 12 or total % 4 or total > MAX_BLOCK:
                 return self._damaged(f"is in, or follows on, a block of {total} bytes, it says")
             if size - at < total:
@@ -384,15 +388,15 @@ class Reader:
                     break
                 if size >= look:
                     continue  # now that it is there, it may be one to leave out
-            body = bytes(buffer[at + 8 : at + total - 4])
             self.position = window.start + at
-            at += total
+            body, at = at + 8, at + total
             if block in (SECTION_HEADER, INTERFACE, SIMPLE_PACKET, DECRYPTION_SECRETS):
                 self.context += 1
             try:
                 if block in (ENHANCED_PACKET, SIMPLE_PACKET, OBSOLETE_PACKET):
-                    packet, source = self._packet(order, block, body, interfaces, last)
-                    self.ended = last = packet.at
+                    place = buffer, body, at - 4
+                    packet, source = self._packet(order, block, place, interfaces, last)
+                    self.ended = last = packet[1]
                     self.packets = number = number + 1
                     if source not in same:
                         link = packet.link
@@ -403,39 +407,49 @@ class Reader:
                 elif block == INTERFACE:
                     if len(interfaces) == MAX_INTERFACES:
                         return self._damaged("follows on too many interfaces")
-                    interfaces.append(_interface(order, body))
+                    interfaces.append(_interface(order, bytes(buffer[body : at - 4])))
                 elif block == DECRYPTION_SECRETS:
-                    self._secrets(order, body)
+                    self._secrets(order, bytes(buffer[body : at - 4]))
             except (struct.error, IndexError):
                 return self._damaged("is in, or follows on, a block shorter than its contents")
         self._ended(size - at)
 
     def _packet(
-        self, order: str, kind: int, body: bytes, interfaces: list[Interface], last: float
+        self,
+        order: str,
+        kind: int,
+        place: tuple[bytearray, int, int],
+        interfaces: list[Interface],
+        last: float,
     ) -> tuple[Packet, int]:
-        """A packet block's packet and interface; ``last`` is the time where there is none."""
-        number = 0
+        """A packet block's packet and interface; its body stands at ``place``.
+
+        ``last`` is the time where there is none.
+        """
+        buffer, begins, ends = place
         if kind == SIMPLE_PACKET:
-            (length,) = struct.unpack_from(order + "I", body)
-            interface, when, start = interfaces[0], last, 4
-            captured = min(length, len(body) - 4, interface.snaplen or length)
+            number, when, start = 0, last, begins + 4
+            interface = interfaces[0]
+            (length,) = struct.unpack_from(order + "I", buffer, begins)
+            captured = min(length, ends - start, interface.snaplen or length)
         else:
-            layout = "IIIII" if kind == ENHANCED_PACKET else "HHIIII"
-            number, *rest = struct.unpack_from(order + layout, body)
-            high, low, captured, length = rest[-4:]
-            interface, start = interfaces[number], 20
+            layout, start = _ENHANCED if kind == ENHANCED_PACKET else _OBSOLETE, begins + 20
+            number, high, low, captured, length = layout[order](buffer, begins)
+            interface = interfaces[number]
             when = _time((number, high, low), interfaces)
-        if captured > len(body) - start:
+        end = start + captured
+        if end > ends or start > ends:
             raise IndexError
-        data = body[start : start + captured]
-        options = body[start + (captured + 3 & ~3) :] if kind != SIMPLE_PACKET else b""
-        comment = ""
-        if options:
-            said = dict(_options(order, options)).get(OPT_COMMENT, b"")
+        data, comment = bytes(buffer[start:end]), ""
+        options = start + (captured + 3 & ~3)
+        if options < ends and kind != SIMPLE_PACKET:
+            said = dict(_options(order, bytes(buffer[options:ends]))).get(OPT_COMMENT, b"")
             comment = said[:MAX_COMMENT].decode("utf-8", "replace")
-        link = interface.link
-        length, key = max(length, captured), key_of(link, data)
-        return Packet(self.packets + 1, when, link, data, length, comment, key), number
+        if length < captured:
+            length = captured
+        link = interface[0]
+        found = (self.packets + 1, when, link, data, length, comment, key_of(link, data))
+        return _tuple(Packet, found), number
 
     def _secrets(self, order: str, body: bytes) -> None:
         kind, length = struct.unpack_from(order + "II", body)
@@ -453,9 +467,9 @@ class Reader:
 def _time(stamp: tuple[int, ...], interfaces: list[Interface]) -> float:
     """In seconds since the epoch, from an interface's number and the halves of a time stamp."""
     number, high, low = stamp
-    interface = interfaces[number]
-    ticks = (high << 32 | low) + interface.offset * interface.ticks
-    return min(max(ticks / interface.ticks, 0.0), MAX_TIME)
+    _, _, ticks, offset = interfaces[number]
+    at = ((high << 32 | low) + offset * ticks) / ticks
+    return at if 0.0 <= at <= MAX_TIME else min(max(at, 0.0), MAX_TIME)
 
 
 def _interface(order: str, body: bytes) -> Interface:
