@@ -22,7 +22,6 @@ All state is bounded by the constants below.
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from typing import NamedTuple
 
 from probe.packet import ACK, FIN, PSH, RST, SYN, Segment
@@ -96,10 +95,16 @@ class Side:
         self.said = 0  # bytes of data that were told
         self.pending: dict[int, tuple[bytes, int, bool]] | None = None
         # of its last segments: begins, ends, at, IP identification
-        self.recent: deque[tuple[int, int, float, int | None]] | None = None
+        self.recent: list[tuple[int, int, float, int | None]] = []
         self.fin = self.reset = False
         self.ttl: int | None = None  # of all its packets; -1: they differ
         self.packets = 0
+
+    def remember(self, begins: int, ends: int, at: float, ip_id: int | None) -> None:
+        """A segment of its, for when it is said again."""
+        self.recent.append((begins, ends, at, ip_id))
+        if len(self.recent) > REMEMBERED:
+            del self.recent[0]
 
     def offset(self, seq: int) -> int:
         """The offset nearest to ``next`` that has this sequence number."""
@@ -115,7 +120,7 @@ def _foreign_id(reset: Segment, side: Side) -> str:
     each packet to anybody, and neither runs far in a second. What a stack sends without a
     connection has 0 or, where fragments are not forbidden, anything (Linux, ``ip_select_ident``).
     """
-    recent = list(side.recent or ())[-STEADY:]
+    recent = side.recent[-STEADY:]
     if not reset.whole or not reset.ip_id or len(recent) < STEADY:
         return ""
     idents = [ident or 0 for _, _, _, ident in recent]
@@ -257,9 +262,7 @@ class Flow:
         self, side: Side, at: float, payload: bytes, ip_id: int | None, fin: bool
     ) -> None:
         begins, ends = side.next, side.next + len(payload)
-        if side.recent is None:
-            side.recent = deque(maxlen=REMEMBERED)
-        side.recent.append((begins, ends, at, ip_id))
+        side.remember(begins, ends, at, ip_id)
         if payload:
             side.next = ends
             self.size += ends - begins
@@ -375,7 +378,7 @@ class Flow:
         ends = begins + len(payload) + cut
         if begins < side.next or (side.pending and begins in side.pending):
             self._again(segment, side, begins, ends)
-        self._remember(segment, side, begins, ends)
+        side.remember(begins, ends, segment.at, segment.ip_id)
         if begins > side.next:
             self._wait(segment, side, begins)
             return
@@ -453,14 +456,10 @@ class Flow:
         ):
             self.past = True
             for each in (self.client, self.server):
-                each.pending = each.recent = None
+                each.pending = None
+                each.recent = []
 
     # -- what is said again, and how it ends -------------------------------------------------
-
-    def _remember(self, segment: Segment, side: Side, begins: int, ends: int) -> None:
-        if side.recent is None:
-            side.recent = deque(maxlen=REMEMBERED)
-        side.recent.append((begins, ends, segment.at, segment.ip_id))
 
     def _again(self, segment: Segment, side: Side, begins: int, ends: int) -> None:
         """Bytes that were said before: lost on their way, unless something else explains it."""
@@ -468,7 +467,7 @@ class Flow:
         begins = max(begins, side.acked, 0)
         if ends - begins < 2:  # acknowledged, or a keep-alive's byte
             return
-        for first, last, at, ip_id in side.recent or ():
+        for first, last, at, ip_id in side.recent:
             if first < ends and begins < last:
                 twice = segment.ip_id and segment.ip_id == ip_id
                 if twice or segment.at - at < CAPTURED_TWICE:
