@@ -374,14 +374,14 @@ def _header_size(what: str, data: bytes) -> int:
     return 4 + 4 * (bool(data[0] & 0x80) + bool(data[0] & 0x20) + bool(data[0] & 0x10))
 
 
-@functools.lru_cache(maxsize=4_096)
+@functools.lru_cache(maxsize=1_024)
 def _endpoints(ends: bytes) -> tuple[str, str]:
     """Both, from IPv4 addresses and ports as they stand in a packet without options."""
     source, destination = struct.unpack_from("!HH", ends, 8)
     return _endpoint(ends[:4], source), _endpoint(ends[4:8], destination)
 
 
-@functools.lru_cache(maxsize=4_096)
+@functools.lru_cache(maxsize=1_024)
 def _endpoint(address: bytes, port: int) -> str:
     if len(address) == 4:
         return f"{address[0]}.{address[1]}.{address[2]}.{address[3]}:{port}"

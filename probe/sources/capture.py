@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import pickle
 from collections.abc import Collection, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -132,7 +133,9 @@ class _Later(NamedTuple):
     sound: bool
 
 
-def _read_later(file: str, part: Part, choice: _Choice) -> _Later:
+def _read_later(file: str, part: Part, choice: _Choice, place: Path) -> None:
+    """What the part says is left in a file: through a pipe, it would be in memory three times."""
+    choice = choice._replace(place=place.with_suffix(".connections"))
     connections, trace = choice.connections(file), Trace()
     streams, decoder = choice.streams(connections), Decoder()
     with Path(file).open("rb", buffering=0) as stream, _no_collector():
@@ -140,7 +143,9 @@ def _read_later(file: str, part: Part, choice: _Choice) -> _Later:
         gather(reader, decoder, streams, trace)
     state = streams.state()
     sound = state.orderly and trace.complete and _independent(reader, decoder, part, connections)
-    return _Later(connections, state, trace, reader.packets, reader.ended, sound)
+    later = _Later(connections, state, trace, reader.packets, reader.ended, sound)
+    with place.open("wb") as left:
+        pickle.dump(later, left)
 
 
 def _independent(reader: Reader, decoder: Decoder, part: Part, connections: Connections) -> bool:
@@ -177,7 +182,7 @@ class _Parts:
         first, *rest = parts
         with temporary_places() as places, ProcessPoolExecutor(len(rest)) as pool:
             later = [
-                pool.submit(_read_later, self.file, part, self.choice._replace(place=place))
+                (part, place, pool.submit(_read_later, self.file, part, self.choice, place))
                 for part, place in zip(rest, places, strict=False)
             ]
             try:
@@ -187,8 +192,10 @@ class _Parts:
                     packets, ended = reader.packets, reader.ended
                     if not _independent(reader, decoder, first, self.connections):
                         raise _OneByOne
-                    for part, future in zip(rest, later, strict=True):
-                        done = future.result()
+                    for part, place, reading in later:
+                        reading.result()
+                        with place.open("rb") as left:
+                            done: _Later = pickle.load(left)
                         self._go_on(part, done, packets)
                         packets += done.packets
                         ended = done.ended if done.packets else ended
