@@ -23,6 +23,7 @@ from probe.transcript import Connected, Connecting, Data, Layer, NotCaptured, Pa
 from probe.wire import Malformed, hello, records, startup
 
 SHORT = 1.0  # seconds; in less than that, nothing is concluded from any time
+MAX_EVENTS = 64  # of a conversation that is compared
 
 _BEFORE_TLS = {Party.CLIENT: startup.SSL_REQUEST, Party.SERVER: b"S"}
 _RANDOM = slice(11, 43)  # of a hello that a segment begins with
@@ -42,7 +43,7 @@ class Likeness(NamedTuple):
 def outline(transcript: Transcript) -> Outline | None:
     """What is said by whom, and how much of it; None: it is like no other."""
     events = transcript.events
-    if not events or events[-1].at >= SHORT:
+    if not 0 < len(events) <= MAX_EVENTS or events[-1].at >= SHORT:
         return None
     told: list[object] = []
     for _, fact in events:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peers import asks_for_retry, server_context
 
-from fixtures.packets import RST, STARTUP, Frame, Talk, pcap
+from fixtures.packets import EPOCH, RST, STARTUP, Frame, Talk, pcap
 from probe import digest
+from probe.alike import MAX_EVENTS, SHORT
 from probe.captured import Captured
 from probe.digest import Digest, Digester
 from probe.handshake import Handshake
@@ -211,6 +212,19 @@ def test_a_slow_conversation_is_like_no_other(observed: list[str]) -> None:
         talk = asks(port=port).say("client", flights()[0][1])
         talk.at += 1.5
         (captured,) = read(talk.close().frames)
+        digester(captured)
+    assert len(observed) == 2
+
+
+def test_a_long_conversation_is_like_no_other(observed: list[str]) -> None:
+    """What is remembered of those that are compared is bounded."""
+    digester = Digester()
+    for port in (40_000, 40_001):
+        talk = say(asks(port=port), [("client", b"\x15\3\3\0\2\1\0")] * MAX_EVENTS)
+        talk.frames[:] = [f._replace(at=EPOCH + n / 1e4) for n, f in enumerate(talk.frames)]
+        (captured,) = read(talk.frames)
+        assert len(captured.transcript.events) > MAX_EVENTS
+        assert captured.transcript.events[-1].at < SHORT
         digester(captured)
     assert len(observed) == 2
 
