@@ -57,6 +57,10 @@ NAME = "db-1.example.test"
 # -- conversations -------------------------------------------------------------------------------
 
 
+def shown(report: Captures, format_name: str) -> str:
+    return "".join(render(report, format_name))
+
+
 @cache
 def flights(alpn: str = "postgresql") -> tuple[bytes, ...]:
     return tuple(tls_flights(NAME, alpn))
@@ -495,7 +499,7 @@ def test_files_given_the_other_way_round_are_put_in_order() -> None:
     assert not reading.paths.as_given
     ways = {each.connections: each.passage for each in reading.paths.ways}
     assert ways == {(1, 0): "passthrough", (2,): "stopped"}
-    assert "not as given" in render(Captures(reading), "text")
+    assert "not as given" in shown(Captures(reading), "text")
 
 
 def test_a_file_twice_keeps_the_order_given() -> None:
@@ -506,7 +510,7 @@ def test_a_file_twice_keeps_the_order_given() -> None:
 def test_one_file_has_no_paths() -> None:
     reading = Files().file("client.pcap", asks(outer(0), 1)).read()
     assert reading.paths == Paths()
-    document = json.loads(render(Captures(reading), "json"))
+    document = json.loads(shown(Captures(reading), "json"))
     assert (document["paths"], document["vantage"]) == ([], None)
 
 
@@ -521,7 +525,7 @@ def stopped() -> Reading:
 
 
 def test_text_says_in_one_sentence_where_it_broke_and_how_that_is_known(stopped: Reading) -> None:
-    text = " ".join(render(Captures(stopped), "text").split())
+    text = " ".join(shown(Captures(stopped), "text").split())
     assert (
         "From file to file, the outermost first: client.pcap, pod.pcap "
         "STOPPED between client.pcap and pod.pcap (proved): nothing of it is in pod.pcap, which "
@@ -535,7 +539,7 @@ def test_text_says_in_one_sentence_where_it_broke_and_how_that_is_known(stopped:
 
 
 def test_a_table_has_a_row_for_each_path(stopped: Reading) -> None:
-    text = render(Captures(stopped), "table")
+    text = shown(Captures(stopped), "table")
     assert [line.split()[:3] for line in text.splitlines() if " → " in line] == [
         ["1", "→", "4"],
         ["3", "→", "5"],
@@ -543,7 +547,7 @@ def test_a_table_has_a_row_for_each_path(stopped: Reading) -> None:
 
 
 def test_json_keeps_to_the_schema(stopped: Reading) -> None:
-    document = json.loads(render(Captures(stopped), "json"))
+    document = json.loads(shown(Captures(stopped), "json"))
     jsonschema.validate(document, SCHEMA)
     (path,) = [each for each in document["paths"] if each["verdict"] == "stopped"]
     assert path["connections"] == [1]
@@ -556,7 +560,7 @@ def test_json_keeps_to_the_schema(stopped: Reading) -> None:
 def test_hostile_file_names_are_escaped() -> None:
     files = Files().file("a\x1b[31m.pcap", asks(outer(0), 1)).file("b\n.pcap", asks(inner(0), 1))
     for name in ("text", "table", "json"):
-        text = render(Captures(files.read()), name)
+        text = shown(Captures(files.read()), name)
         assert "\x1b" not in text
         assert "b\n" not in text
 

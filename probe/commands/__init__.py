@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from importlib import import_module
@@ -118,12 +118,14 @@ def writable(output: str | None) -> Path | None:
     return path
 
 
-def deliver(text: str, place: Path | None) -> None:
+def deliver(pieces: Iterable[str], place: Path | None) -> None:
     """The report, to its place or to standard output."""
-    if place is None:
-        click.echo(text, nl=False)
-    else:
-        place.write_text(text, encoding="utf-8")
+    if place is not None:
+        with place.open("w", encoding="utf-8") as file:
+            file.writelines(pieces)
+        return
+    for piece in pieces:
+        click.echo(piece, nl=False)
 
 
 @contextmanager

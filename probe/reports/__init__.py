@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,10 +39,10 @@ class Captures(NamedTuple):
     steps: bool = False
 
 
-def render(report: Report | Captures | Replays, format_name: str) -> str:
-    """The report in one of ``FORMATS``, ending in a newline."""
+def render(report: Report | Captures | Replays, format_name: str) -> Iterator[str]:
+    """The report in one of ``FORMATS``, piece by piece, since it may be long; ends in a newline."""
     module = import_module(f"probe.reports.{format_name}")
-    write: Callable[[Report | Captures | Replays], str] = module.write
+    write: Callable[[Report | Captures | Replays], Iterator[str]] = module.write
     return write(report)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from probe import __version__
@@ -28,9 +29,28 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def write(report: Report | Captures | Replays) -> str:
+def write(report: Report | Captures | Replays) -> Iterator[str]:
     """The document, indented; every text in it is safe to print."""
-    return json.dumps(document(report), indent=2, ensure_ascii=True) + "\n"
+    if not isinstance(report, Captures) or not report.reading.connections:
+        yield _indented(document(report)) + "\n"
+        return
+    # a capture may hold very many connections: they are written one by one
+    empty = report._replace(reading=report.reading._replace(connections=()))
+    before, after = _indented(document(empty)).split(_NO_ROWS)
+    separator = before + _NO_ROWS.removesuffix("]")
+    for row in report.reading.connections:
+        yield f"{separator}\n    {_indented(_connection(row), 4)}"
+        separator = ","
+    yield f"\n  ]{after}\n"
+
+
+# As it stands in a document, and nowhere in a text: that has no newline.
+_NO_ROWS = '\n  "connections": []'
+
+
+def _indented(value: dict[str, Any], margin: int = 0) -> str:
+    text = json.dumps(value, indent=2, ensure_ascii=True)
+    return text.replace("\n", "\n" + " " * margin)
 
 
 def document(report: Report | Captures | Replays) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tabulate import tabulate
 
@@ -30,15 +30,15 @@ from probe.wire import printable
 from probe.witness import label
 
 
-def write(report: Report | Captures | Replays) -> str:
+def write(report: Report | Captures | Replays) -> Iterator[str]:
     """Verdict, attempts, findings and clients, each as a table; or connections and findings."""
     match report:
         case Captures():
-            return _captures(report)
+            yield _captures(report)
         case Replays():
-            return _replays(report)
+            yield _replays(report)
         case _:
-            return _diagnosis(report)
+            yield _diagnosis(report)
 
 
 def _replays(report: Replays) -> str:

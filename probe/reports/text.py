@@ -83,7 +83,7 @@ _DIRECT = {
 }
 
 
-def write(report: Report | Captures | Replays) -> str:
+def write(report: Report | Captures | Replays) -> Iterator[str]:
     """The report as lines of at most about ``WIDTH`` columns."""
     match report:
         case Captures():
@@ -92,7 +92,7 @@ def write(report: Report | Captures | Replays) -> str:
             lines = _replays(report)
         case _:
             lines = _lines(report)
-    return "\n".join(lines) + "\n"
+    return (f"{line}\n" for line in lines)
 
 
 def _lines(report: Report) -> Iterator[str]:
