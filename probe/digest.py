@@ -31,10 +31,13 @@ class Digest(NamedTuple):
 
     ``name`` is the server_name as it was written, ``began`` and ``ended`` are the times of its
     first and last event in seconds since the epoch. ``over``: its end was seen, so that the rest
-    of the capture tells nothing more of it. ``broken``: it did not get through (None: nobody
-    knows, or nothing was asked for). ``own``: it has a name of its own, so it is an attempt of a
-    run of ours; ``asked``: and says what it meant by its server_name; ``run``: and how the run
-    was judged. ``kind``: two with the same cannot lead to different findings.
+    of the capture tells nothing more of it. ``told``: it is known what was asked for, and how far
+    it got. ``broken``: it did not get through (None: nobody knows, or nothing was asked for).
+    ``through``: it did; ``answered``: with a byte at least; ``for_tls``: it asked for TLS.
+
+    ``own``: it has a name of its own, so it is an attempt of a run of ours; ``asked``: and says
+    what it meant by its server_name; ``run``: and how the run was judged. ``kind``: two with the
+    same cannot lead to different findings.
     """
 
     file: str

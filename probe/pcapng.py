@@ -396,7 +396,7 @@ class Reader:
                 if block in (ENHANCED_PACKET, SIMPLE_PACKET, OBSOLETE_PACKET):
                     place = buffer, body, at - 4
                     packet, source = self._packet(order, block, place, interfaces, last)
-                    self.ended = last = packet[1]
+                    self.ended = last = packet.at
                     self.packets = number = number + 1
                     if source not in same:
                         link = packet.link
@@ -447,7 +447,7 @@ class Reader:
             comment = said[:MAX_COMMENT].decode("utf-8", "replace")
         if length < captured:
             length = captured
-        link = interface[0]
+        link = interface.link
         found = (self.packets + 1, when, link, data, length, comment, key_of(link, data))
         return _tuple(Packet, found), number
 

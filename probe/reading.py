@@ -81,11 +81,6 @@ class Connection(NamedTuple):
         return self.source.captured(self.number)
 
     @property
-    def transcript(self) -> Transcript:
-        """Its events."""
-        return self.captured.transcript
-
-    @property
     def handshake(self) -> Handshake:
         """What it told."""
         return self.source.handshake(self.number)

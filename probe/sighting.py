@@ -26,7 +26,10 @@ class Vantage(NamedTuple):
 
 
 class Sighting(NamedTuple):
-    """A connection in a file; times in seconds since the epoch, by that file's clock."""
+    """A connection in a file; times in seconds since the epoch, by that file's clock.
+
+    What passed in the steps of its handshake is left out: there may be very many sightings.
+    """
 
     file: str
     handshake: Handshake

@@ -404,7 +404,7 @@ def test_labels_name_their_file_where_there_are_several() -> None:
     (row,) = read_capture(io.BytesIO(pcap(served().frames)), name="x").connections
     places = [Vantage(name, EPOCH, EPOCH + 1) for name in ("a.pcap", "b.pcap")]
     told = read([Captured(row.transcript, each.file) for each in places], places)
-    assert [each.transcript.attempt for each in told.connections] == [
+    assert [each.captured.transcript.attempt for each in told.connections] == [
         "connection 1 of a.pcap",
         "connection 1 of b.pcap",
     ]
