@@ -14,8 +14,8 @@ The data's way, which is also the order of imports (a module imports only what s
 From top to bottom: ``wire`` (bytes and messages), ``transcript``, ``certificate``, ``handshake``,
 ``witness`` (what was sent against what a witness says has arrived), ``finding``, ``conninfo`` and
 ``target`` (what is asked for), ``attempt`` (what to send), ``evidence`` (what rules are asked
-about), ``path`` (what stands between), ``tls``, ``schedule`` (manners), ``pcapng``, ``packet``,
-``flow``, ``store`` (connections that wait until they are asked for), ``stream``, ``gather`` and
+about), ``path`` (what stands between), ``tls``, ``schedule`` (manners), ``ends`` (whose packet it
+is), ``pcapng``, ``packet``, ``flow``, ``store`` (connections that wait until they are asked for), ``stream``, ``gather`` and
 ``split`` (captures), ``drivers``, ``sources``, ``ladder`` and ``observer``, ``rules``, ``clients``,
 ``verdict``, ``diagnosis``, ``vantage`` (one connection in several captures, with ``sighting``,
 ``clock``, ``matching`` and ``hop``), ``digest`` (what is kept of each of very many connections;

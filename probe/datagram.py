@@ -21,14 +21,13 @@ _MSS = struct.pack("!BBH", 2, 4, MAX_PAYLOAD)  # a SYN's only option
 
 
 def ip_packet(segment: Segment) -> bytes:
-    """The segment as an IP packet. Both ends are of one family; scope ids are left out."""
-    source, source_port = _end(segment.source)
-    destination, destination_port = _end(segment.destination)
+    """The segment as an IP packet."""
+    ends = segment.ends
+    addresses, ports = ends[:-4], ends[-4:]
     options = _MSS if segment.flags & SYN else b""
     header = struct.pack(
-        "!HHIIBBHHH",
-        source_port,
-        destination_port,
+        "!4sIIBBHHH",
+        ports,
         segment.seq,
         segment.ack,
         (20 + len(options)) // 4 << 4,
@@ -38,24 +37,16 @@ def ip_packet(segment: Segment) -> bytes:
         0,
     )
     tcp = header + options + segment.payload
-    pseudo = source + destination + struct.pack("!II", len(tcp), _TCP)  # the same sum in both
+    pseudo = addresses + struct.pack("!II", len(tcp), _TCP)  # the same sum in both
     tcp = tcp[:16] + _checksum(pseudo + tcp) + tcp[18:]
-    if len(source) == 16:
-        ip = struct.pack("!IHBB", 6 << 28, len(tcp), _TCP, segment.ttl) + source + destination
-        return ip + tcp
+    if len(addresses) == 32:
+        return struct.pack("!IHBB", 6 << 28, len(tcp), _TCP, segment.ttl) + addresses + tcp
     ip = struct.pack(
         "!BBHHHBBH",
         *(0x45, 0, 20 + len(tcp), segment.ip_id or 0, _DONT_FRAGMENT, segment.ttl, _TCP, 0),
     )
-    ip += source + destination
+    ip += addresses
     return ip[:10] + _checksum(ip) + ip[12:] + tcp
-
-
-def _end(endpoint: str) -> tuple[bytes, int]:
-    """The packed address and port of "addr:port" or "[addr]:port"."""
-    host, _, port = endpoint.rpartition(":")
-    address = ip_address(host.strip("[]").partition("%")[0])
-    return address.packed, int(port)
 
 
 def unspecified(endpoint: str, port: int) -> str:

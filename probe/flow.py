@@ -24,6 +24,7 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
+from probe.ends import named
 from probe.packet import ACK, FIN, PSH, RST, SYN, Segment
 from probe.transcript import (
     Closed,
@@ -63,14 +64,13 @@ _tuple = tuple.__new__  # a named tuple without the cost of its names
 
 
 class Conversation(NamedTuple):
-    """A TCP connection as the capture tells it; ``client`` and ``server`` as "addr:port".
+    """A TCP connection as the capture tells it; its ``ends`` are the client's first.
 
     Events are timed in seconds since ``started``, which is its first packet's time since the
     epoch. ``comment`` is the first packet's. ``packets`` counts those that were looked at.
     """
 
-    client: str
-    server: str
+    ends: bytes
     started: float
     events: tuple[Event, ...]
     first_packet: int
@@ -140,14 +140,14 @@ class Flow:
 
     __slots__ = (
         "agreed", "at", "client", "closed", "closed_at", "comment", "connected", "deliveries",
-        "events", "first_packet", "head", "holes", "kept", "last_syn", "packets", "past",
+        "ends", "events", "first_packet", "head", "holes", "kept", "last_syn", "packets", "past",
         "postgresql", "queries", "refused", "server", "session_records", "size", "started",
         "syns", "waiting",
     )  # fmt: skip
 
-    def __init__(
-        self, client: str, server: str, started: float, first_packet: int, comment: str
-    ) -> None:
+    def __init__(self, ends: bytes, started: float, first_packet: int, comment: str) -> None:
+        self.ends = ends  # the client's first
+        client, server = named(ends)
         self.client = Side(Party.CLIENT, client)
         self.server = Side(Party.SERVER, server)
         self.started, self.first_packet, self.comment = started, first_packet, comment
@@ -166,7 +166,7 @@ class Flow:
         self.closed_at: float | None = None  # it has ended then; it waits for stragglers
         self.syns, self.last_syn = 0, started
         self.deliveries = self.session_records = self.queries = 0
-        self.waiting: list[tuple[Segment, Party]] | None = None
+        self.waiting: list[tuple[Segment, Side]] | None = None
 
     @property
     def events_beyond_syn(self) -> bool:
@@ -189,8 +189,7 @@ class Flow:
     def conversation(self) -> Conversation:
         """What was told of it so far."""
         return Conversation(
-            self.client.name,
-            self.server.name,
+            self.ends,
             self.started,
             tuple(self.events),
             self.first_packet,
@@ -209,16 +208,12 @@ class Flow:
 
     # -- segments ----------------------------------------------------------------------------
 
-    def take(self, segment: Segment, sender: Party) -> None:
-        """The next segment, in the capture's order."""
+    def take(self, segment: Segment, side: Side, other: Side) -> None:
+        """The next segment, in the capture's order, which ``side`` sent."""
         if self.past and not segment.flags & (SYN | FIN | RST):
             return  # some of what is not wanted comes all the same
         self.packets += 1
-        if sender is Party.CLIENT:
-            side, other = self.client, self.server
-        else:
-            side, other = self.server, self.client
-        at, _, _, seq, ack, flags, payload, cut, ttl, ip_id, _ = segment
+        at, _, seq, ack, flags, payload, cut, ttl, ip_id, _ = segment
         if not flags & RST:
             side.packets += 1
             if side.ttl != ttl:
@@ -248,13 +243,13 @@ class Flow:
         if side.base is None:  # only a RST gets here, or a segment without ACK
             side.base = seq
         if self.waiting:
-            if any(who is sender for _, who in self.waiting) or self._ahead(segment, other):
-                self._hold(segment, sender)
+            if any(who is side for _, who in self.waiting) or self._ahead(segment, other):
+                self._hold(segment, side)
             else:
                 self._deliver(segment, side, other)
             self._release(at)
         elif self._ahead(segment, other):
-            self._hold(segment, sender)
+            self._hold(segment, side)
         else:
             self._deliver(segment, side, other)
 
@@ -282,11 +277,6 @@ class Flow:
             waited = max(now, self.last_syn) - self.started
             says = f"{self.syns} SYN and no answer in {waited:.1f} s"
             self.tell(self.started + waited, NotConnected(ConnectFailure.TIMED_OUT, says))
-
-    def _ends(self, sender: Party) -> tuple[Side, Side]:
-        if sender is Party.CLIENT:
-            return self.client, self.server
-        return self.server, self.client
 
     def _syn(self, segment: Segment, side: Side, other: Side) -> None:
         base = (segment.seq + 1) & 0xFFFFFFFF
@@ -328,16 +318,16 @@ class Flow:
             return False
         return 0 < other.offset(segment.ack) - other.next < MAX_GAP
 
-    def _hold(self, segment: Segment, sender: Party) -> None:
+    def _hold(self, segment: Segment, side: Side) -> None:
         """It waits for what it acknowledges."""
         self.size += SEGMENT_COST + len(segment.payload)
-        self.waiting = [*(self.waiting or ()), (segment, sender)]
+        self.waiting = [*(self.waiting or ()), (segment, side)]
 
     def _release(self, now: float | None) -> None:
         """Let those go on that have waited long enough, or, at the end (None), all."""
         while self.waiting:
-            segment, sender = self.waiting[0]
-            side, other = self._ends(sender)
+            segment, side = self.waiting[0]
+            other = self.server if side is self.client else self.client
             if self._ahead(segment, other):
                 soon = now is not None and now - segment.at <= WAIT_FOR_ACKED
                 if soon and len(self.waiting) <= MAX_WAITING:

@@ -11,11 +11,12 @@ A part of a capture is read without knowing what stands before it. So its packet
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+from probe.ends import mirrored
 from probe.packet import SYN, Decoder, Segment
-from probe.pcapng import Reader, mirrored
+from probe.pcapng import Reader
 from probe.stream import Streams
 
 MAX_IGNORED = 131_072  # directions of connections whose bulk is skipped unread
@@ -32,7 +33,7 @@ class Noted(NamedTuple):
     ``deaf`` in place of a segment: from here on (True) bulk was not looked at, or (False) is.
     """
 
-    name: tuple[str, str]
+    ends: bytes
     position: int
     number: int
     deaf: bool | None = None
@@ -42,22 +43,22 @@ class Trace:
     """Which segments of a part were looked at, and of which connections bulk was not."""
 
     def __init__(self) -> None:
-        self._ids: dict[tuple[str, str], int] = {}
-        self._names: list[tuple[str, str]] = []
-        self._opened = bytearray()  # of each name: its first segment has SYN set
+        self._ids: dict[bytes, int] = {}  # of both directions
+        self._ends: list[bytes] = []
+        self._opened = bytearray()  # of each: its first segment has SYN set
         self._counts = array("I")
         self._entries = array("Q")  # id, position, number
         self._patience = MAX_PATIENCE
         self.complete = True
 
     def note(self, segment: Segment, position: int, number: int) -> int:
-        """Add a segment; gives the id of its connection's name."""
-        name = segment[1:3]
-        found = self._ids.get(name)
+        """Add a segment; gives a number for the ends of its connection."""
+        ends = segment.ends
+        found = self._ids.get(ends)
         if found is None:
-            found = len(self._names)
-            self._ids[name] = self._ids[name[::-1]] = found
-            self._names.append(name)
+            found = len(self._ends)
+            self._ids[ends] = self._ids[mirrored(ends)] = found
+            self._ends.append(ends)
             self._opened.append(bool(segment.flags & SYN))
             self._counts.append(0)
         self._counts[found] += 1
@@ -68,7 +69,7 @@ class Trace:
         return found
 
     def spare(self, found: int) -> bool:
-        """Whether bulk of this name need not be looked at any more.
+        """Whether bulk between these ends need not be looked at any more.
 
         One that was begun before may want more than it seems, for a while.
         """
@@ -82,13 +83,13 @@ class Trace:
         """Its bulk is looked at again."""
         self._entries.extend((found, _HEARS, 0))
 
-    def names(self) -> Iterator[tuple[tuple[str, str], bool]]:
-        """Each name once, and whether its first segment has SYN set."""
-        return zip(self._names, map(bool, self._opened), strict=True)
+    def ends(self) -> Iterator[tuple[bytes, bool]]:
+        """Of each connection once, and whether its first segment has SYN set."""
+        return zip(self._ends, map(bool, self._opened), strict=True)
 
-    def of(self, names: set[tuple[str, str]]) -> Iterator[Noted]:
-        """What was noted of these, in order."""
-        wanted = {self._ids[name]: name for name in names}
+    def of(self, known: Collection[bytes]) -> Iterator[Noted]:
+        """What was noted between these ends, in order."""
+        wanted = {self._ids[ends]: ends for ends in known}
         entries = iter(self._entries)
         for found, position, number in zip(entries, entries, entries, strict=True):
             if found in wanted:
@@ -100,22 +101,19 @@ def gather(reader: Reader, decoder: Decoder, streams: Streams, trace: Trace | No
     """Read all packets; :meth:`~probe.stream.Streams.finish` is for the caller."""
     ignored: set[bytes] = set()
     found = 0
-    for number, at, link, data, length, comment, key in reader.read(ignored):
+    for number, at, link, data, length, comment in reader.read(ignored):
         segment = decoder.segment(link, at, data, length)
         if segment is None:
             continue
         if trace is not None:
             found = trace.note(segment, reader.position, number)
         if not streams.take(segment, number, comment):
-            if key is not None and key not in ignored and (trace is None or trace.spare(found)):
+            if segment.ends not in ignored and (trace is None or trace.spare(found)):
                 if len(ignored) >= MAX_IGNORED:
                     ignored.clear()
-                ignored.add(key)
+                ignored.add(segment.ends)
         elif segment.flags & SYN and ignored:
             if trace is not None:
                 trace.hear(found)
-            if key is None:
-                ignored.clear()
-            else:
-                ignored.discard(key)
-                ignored.discard(mirrored(key))
+            ignored.discard(segment.ends)
+            ignored.discard(mirrored(segment.ends))

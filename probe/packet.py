@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import ipaddress
 import logging
 import struct
 from collections import Counter
@@ -52,7 +51,7 @@ NO_SCAPY = (
 
 
 class Segment(NamedTuple):
-    """A TCP segment; addresses as "addr:port", IPv6 in brackets.
+    """A TCP segment; ``ends`` are those of :mod:`probe.ends`, its sender's first.
 
     ``at`` is in seconds since the epoch. ``cut`` is how many bytes of payload the packet had and
     the capture does not. ``ip_id`` is None where there is none to go by (IPv6); ``whole``: its
@@ -60,8 +59,7 @@ class Segment(NamedTuple):
     """
 
     at: float
-    source: str
-    destination: str
+    ends: bytes
     seq: int
     ack: int
     flags: int
@@ -108,14 +106,12 @@ class Decoder:
                 and not fragment & 0x3FFF
                 and 54 <= begins <= end <= len(data)
             ):
-                source, destination = _endpoints(ends)
                 payload = data[begins:end]
                 return _tuple(
                     Segment,
                     (
                         at,
-                        source,
-                        destination,
+                        ends,
                         seq,
                         ack,
                         flags,
@@ -198,14 +194,14 @@ class Decoder:
 
     def _ipv4(self, at: float, data: bytes, start: int, length: int, depth: int) -> Segment | None:
         first, total, ip_id, fragment, ttl, protocol = struct.unpack_from("!BxHHHBB", data, start)
-        source, destination = data[start + 12 : start + 16], data[start + 16 : start + 20]
+        addresses = data[start + 12 : start + 20]
         header = (first & 0x0F) * 4
-        if header < 20 or len(destination) < 4:
+        if header < 20 or len(addresses) < 8:
             raise IndexError
         # total 0: a packet larger than the field can say, that the card will cut up (GSO)
         end = start + total if total else length
         if fragment & 0x3FFF:
-            key = (source, destination, ip_id, protocol)
+            key = (addresses, ip_id, protocol)
             piece = data[start + header : end]
             if len(piece) < end - start - header:
                 self.notes["fragments that the snapshot length cut"] += 1
@@ -217,13 +213,13 @@ class Decoder:
             data, start, header, end = whole, 0, 0, len(whole)
         ident = ip_id, bool(fragment & 0x4000)
         return self._transport(
-            protocol, at, data, start + header, end, source, destination, ttl, ident, depth
+            protocol, at, data, start + header, end, addresses, ttl, ident, depth
         )
 
     def _ipv6(self, at: float, data: bytes, start: int, length: int, depth: int) -> Segment | None:
         payload, protocol, ttl = struct.unpack_from("!HBB", data, start + 4)
-        source, destination = data[start + 8 : start + 24], data[start + 24 : start + 40]
-        if len(destination) < 16:
+        addresses = data[start + 8 : start + 40]
+        if len(addresses) < 32:
             raise IndexError
         start += 40
         end = start + payload if payload else length  # 0: a jumbogram or GSO
@@ -238,7 +234,7 @@ class Decoder:
                 if len(piece) < end - start - 8:
                     self.notes["fragments that the snapshot length cut"] += 1
                     return None
-                key = (source, destination, ident)
+                key = (addresses, ident)
                 whole = self._reassembled(key, at, field & 0xFFF8, piece, bool(field & 1))
                 if whole is None:
                     return None
@@ -246,9 +242,7 @@ class Decoder:
             else:
                 break
         ident = None, False
-        return self._transport(
-            protocol, at, data, start, end, source, destination, ttl, ident, depth
-        )
+        return self._transport(protocol, at, data, start, end, addresses, ttl, ident, depth)
 
     def _reassembled(
         self, key: tuple[object, ...], at: float, offset: int, piece: bytes, more: bool
@@ -300,23 +294,21 @@ class Decoder:
         data: bytes,
         start: int,
         end: int,
-        source: bytes,
-        destination: bytes,
+        addresses: bytes,
         ttl: int,
         ident: tuple[int | None, bool],
         depth: int,
     ) -> Segment | None:
         match protocol:
             case 6:
-                ports, to, seq, ack, offset, flags = struct.unpack_from("!HHIIBB", data, start)
+                ports, seq, ack, offset, flags = struct.unpack_from("!4sIIBB", data, start)
                 begins = start + (offset >> 4) * 4
                 if offset < 0x50 or begins > end:
                     raise IndexError
                 payload = data[begins:end]
                 return Segment(
                     at=at,
-                    source=_endpoint(source, ports),
-                    destination=_endpoint(destination, to),
+                    ends=addresses + ports,
                     seq=seq,
                     ack=ack,
                     flags=flags,
@@ -372,20 +364,6 @@ def _header_size(what: str, data: bytes) -> int:
     if what == "Geneve":
         return 8 + (data[0] & 0x3F) * 4
     return 4 + 4 * (bool(data[0] & 0x80) + bool(data[0] & 0x20) + bool(data[0] & 0x10))
-
-
-@functools.lru_cache(maxsize=1_024)
-def _endpoints(ends: bytes) -> tuple[str, str]:
-    """Both, from IPv4 addresses and ports as they stand in a packet without options."""
-    source, destination = struct.unpack_from("!HH", ends, 8)
-    return _endpoint(ends[:4], source), _endpoint(ends[4:8], destination)
-
-
-@functools.lru_cache(maxsize=1_024)
-def _endpoint(address: bytes, port: int) -> str:
-    if len(address) == 4:
-        return f"{address[0]}.{address[1]}.{address[2]}.{address[3]}:{port}"
-    return f"[{ipaddress.IPv6Address(address)}]:{port}"
 
 
 @functools.cache

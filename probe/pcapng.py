@@ -10,7 +10,7 @@ Source: the IETF drafts "PCAP Capture File Format" (draft-ietf-opsawg-pcap) and 
 Generation Capture File Format" (draft-ietf-opsawg-pcapng), sections 4 (blocks) and 3.5 (options).
 
 A capture is mostly bulk data of connections that are past what we read. ``ignored`` holds their
-keys: the addresses and ports as they stand in the packet. One ``unpack_from`` takes what is
+ends, as :mod:`probe.ends` has them. One ``unpack_from`` takes what is
 needed to recognise such a packet, at the offsets that packets without header options have; a
 packet of any other shape goes the long way, so that nothing is lost by a guess. A packet that
 opens or closes a connection (SYN, FIN, RST) is never ignored.
@@ -68,8 +68,7 @@ class Packet(NamedTuple):
     """A packet as the file holds it.
 
     ``number`` counts from 1; ``at`` is in seconds since the epoch; ``length`` is what was on the
-    wire, ``data`` what the file has of it. ``key`` is what to put into ``ignored`` in order not
-    to see more of this direction of its connection; None: it has no such shape.
+    wire, ``data`` what the file has of it.
     """
 
     number: int
@@ -78,7 +77,6 @@ class Packet(NamedTuple):
     data: bytes
     length: int
     comment: str = ""
-    key: bytes | None = None
 
 
 class Interface(NamedTuple):
@@ -116,7 +114,7 @@ class _Quick(NamedTuple):
     """How to know a packet of an ignored connection, from where its record or block begins.
 
     ``v4`` unpacks the record's own fields, then: kind, version and header length, fragment,
-    protocol, key, TCP flags; ``v6`` likewise, without the fragment. ``look`` is how many bytes
+    protocol, ends, TCP flags; ``v6`` likewise, without the fragment. ``look`` is how many bytes
     they need.
     """
 
@@ -144,31 +142,6 @@ def _quick(link: int, order: str, record: str) -> _Quick:
     kinds = kinds if link in _SHAPES else [-1, -1]
     mask = 0xFF3F if order == "<" else 0x3FFF
     return _Quick(v4.unpack_from, v6.unpack_from, v6.size, kinds[0], kinds[1], mask)
-
-
-def key_of(link: int, data: bytes) -> bytes | None:
-    """What ``ignored`` knows this direction of a connection by; None: another shape."""
-    shapes = _SHAPES.get(link)
-    if shapes is None:
-        return None
-    at = shapes[0].ip_at
-    if len(data) < at + 34:
-        return None
-    if data[at] == 0x45:
-        # not fragmented, and TCP
-        fits = data[at + 9] == _TCP and not (data[at + 6] & 0x3F or data[at + 7])
-        shape, key = shapes[0], data[at + 12 : at + 24]
-    else:
-        fits = data[at] >> 4 == 6 and data[at + 6] == _TCP and len(data) >= at + 54
-        shape, key = shapes[1], data[at + 8 : at + 44]
-    kind = data[shape.kind_at : shape.kind_at + len(shape.kind)]
-    return key if fits and kind == shape.kind else None
-
-
-def mirrored(key: bytes) -> bytes:
-    """The key of the other direction."""
-    size = (len(key) - 4) // 2
-    return key[size : 2 * size] + key[:size] + key[-2:] + key[-4:-2]
 
 
 class Reader:
@@ -240,31 +213,35 @@ class Reader:
         least = look - 36  # bytes of a packet that v4 needs; v6 needs 20 more
         buffer, size, at, number = window.buffer, window.size, 24, 0
         while True:
-            known, begins, upto = None, at, size - look
+            begins, upto = at, size - look
             while at <= upto:  # this is what runs for almost every packet
-                captured, kind, first, fragment, protocol, key, flags = v4(buffer, at)
+                captured, kind, first, fragment, protocol, ends, flags = v4(buffer, at)
                 if (
-                    first == 0x45
+                    ends in ignored
+                    and first == 0x45
                     and protocol == 6
-                    and kind == kind4
+                    and not flags & 7
                     and not fragment & fragmented
+                    and kind == kind4
                     and captured >= least
                 ):
-                    if key in ignored and not flags & 7:
+                    begins = at
+                    at += 16 + captured
+                    number += 1
+                    continue
+                if first & 0xF0 == 0x60:
+                    captured, kind, _, protocol, ends, flags = v6(buffer, at)
+                    if (
+                        ends in ignored
+                        and protocol == 6
+                        and not flags & 7
+                        and kind == kind6
+                        and captured >= least + 20
+                    ):
                         begins = at
                         at += 16 + captured
                         number += 1
                         continue
-                    known = key
-                elif first & 0xF0 == 0x60:
-                    captured, kind, _, protocol, key, flags = v6(buffer, at)
-                    if protocol == 6 and kind == kind6 and captured >= least + 20:
-                        if key in ignored and not flags & 7:
-                            begins = at
-                            at += 16 + captured
-                            number += 1
-                            continue
-                        known = key
                 break
             if at > size:  # the last one is not all there
                 at = begins
@@ -297,9 +274,8 @@ class Reader:
             self.packets = number
             if length < captured:
                 length = captured
-            known = known or key_of(link, data)
             self.ended = when = seconds + fraction / ticks
-            yield _tuple(Packet, (number, when, link, data, length, "", known))
+            yield _tuple(Packet, (number, when, link, data, length, ""))
         self._ended(size - at)
 
     def _damaged(self, says: str) -> None:
@@ -323,14 +299,14 @@ class Reader:
         order, last = "<", 0.0
         v4, v6, look, kind4, kind6, fragmented = _quick(-1, order, _ENHANCED_HEAD)
         same: set[int] = set()  # interfaces of the link type that is quick now
-        least = look - 20  # bytes of a block that v4 needs
+        least = look - 12  # bytes of a block that surely has what v4 needs; v6 needs 20 more
         buffer, size, at, number = window.buffer, window.size, 0, 0
         while True:
             begins, upto = at, size - look
             while at <= upto:  # this is what runs for almost every packet
-                block, total, source, kind, first, fragment, protocol, key, flags = v4(buffer, at)
+                block, total, source, kind, first, fragment, protocol, ends, flags = v4(buffer, at)
                 if (
-                    key in ignored
+                    ends in ignored
                     and first == 0x45
                     and protocol == 6
                     and not flags & 7
@@ -346,15 +322,15 @@ class Reader:
                     number += 1
                     continue
                 if first & 0xF0 == 0x60:
-                    block, total, source, kind, _, protocol, key, flags = v6(buffer, at)
+                    block, total, source, kind, _, protocol, ends, flags = v6(buffer, at)
                     if (
-                        key in ignored
+                        ends in ignored
                         and protocol == 6
                         and not flags & 7
                         and kind == kind6
                         and block == 6
                         and source in same
-                        and total >= look
+                        and total >= least + 20
                         and not total & 3
                     ):
                         begins = at
@@ -402,7 +378,7 @@ class Reader:
                         link = packet.link
                         same = {n for n, each in enumerate(interfaces) if each.link == link}
                         v4, v6, look, kind4, kind6, fragmented = _quick(link, order, _ENHANCED_HEAD)
-                        least = look - 20
+                        least = look - 12
                     yield packet
                 elif block == INTERFACE:
                     if len(interfaces) == MAX_INTERFACES:
@@ -426,29 +402,28 @@ class Reader:
 
         ``last`` is the time where there is none.
         """
-        buffer, begins, ends = place
+        buffer, begins, until = place
         if kind == SIMPLE_PACKET:
             number, when, start = 0, last, begins + 4
             interface = interfaces[0]
             (length,) = struct.unpack_from(order + "I", buffer, begins)
-            captured = min(length, ends - start, interface.snaplen or length)
+            captured = min(length, until - start, interface.snaplen or length)
         else:
             layout, start = _ENHANCED if kind == ENHANCED_PACKET else _OBSOLETE, begins + 20
             number, high, low, captured, length = layout[order](buffer, begins)
             interface = interfaces[number]
             when = _time((number, high, low), interfaces)
         end = start + captured
-        if end > ends or start > ends:
+        if end > until or start > until:
             raise IndexError
         data, comment = bytes(buffer[start:end]), ""
         options = start + (captured + 3 & ~3)
-        if options < ends and kind != SIMPLE_PACKET:
-            said = dict(_options(order, bytes(buffer[options:ends]))).get(OPT_COMMENT, b"")
+        if options < until and kind != SIMPLE_PACKET:
+            said = dict(_options(order, bytes(buffer[options:until]))).get(OPT_COMMENT, b"")
             comment = said[:MAX_COMMENT].decode("utf-8", "replace")
         if length < captured:
             length = captured
-        link = interface.link
-        found = (self.packets + 1, when, link, data, length, comment, key_of(link, data))
+        found = self.packets + 1, when, interface.link, data, length, comment
         return _tuple(Packet, found), number
 
     def _secrets(self, order: str, body: bytes) -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from probe import __version__
 from probe.datagram import MAX_PAYLOAD, ip_packet, unspecified
+from probe.ends import ends_between, mirrored
 from probe.note import Run, write_note
 from probe.packet import ACK, FIN, PSH, RST, SYN, Segment
 from probe.pcapng import RAW, decryption_secrets, enhanced_packet, interface, section_header
@@ -87,10 +88,8 @@ class _Connection:
     def __init__(self, transcript: Transcript, server: str, number: int) -> None:
         facts = (event.fact for event in transcript.events)
         known = next((fact.client for fact in facts if isinstance(fact, Connected)), None)
-        self.ends = {
-            Party.CLIENT: known or unspecified(server, number),
-            Party.SERVER: server,
-        }
+        sent = ends_between(known or unspecified(server, number), server)
+        self.ends = {Party.CLIENT: sent, Party.SERVER: mirrored(sent)}
         # of its own, so that a port that is used again is another connection
         first = number * 2 * SPACING % (1 << 32)
         self.next = {Party.CLIENT: first, Party.SERVER: first + SPACING}
@@ -124,8 +123,7 @@ class _Connection:
         self.next[sender] = (seq + len(payload) + bool(flags & (SYN | FIN))) % (1 << 32)
         return Segment(
             at=at,
-            source=self.ends[sender],
-            destination=self.ends[other],
+            ends=self.ends[sender],
             seq=seq,
             ack=ack,
             flags=flags,

@@ -18,6 +18,7 @@ from tempfile import SpooledTemporaryFile, TemporaryDirectory, gettempdir
 from typing import IO, Any, NamedTuple, overload
 
 from probe.captured import Captured
+from probe.ends import mirrored, named
 from probe.flow import Conversation
 from probe.note import read_note
 from probe.transcript import (
@@ -51,7 +52,7 @@ class _Kept(NamedTuple):
     file: int
     begins: int
     size: int
-    name: tuple[str, str]
+    ends: bytes
     digest: Any
 
 
@@ -90,14 +91,14 @@ class Connections(Sequence[Captured]):
         """Take one more, if there is room; :meth:`sort` when all are there."""
         packed = _packed(conversation)
         if self._has_room(len(packed)):
-            begins, number, name = (
+            begins, number, ends = (
                 self._files[0].tell(),
                 conversation.first_packet,
-                conversation[:2],
+                conversation.ends,
             )
             self._files[0].write(packed)
             digest = self._digest(_captured(conversation, 0, self.file)) if self._digest else None
-            self._kept.append(_Kept(number, 0, begins, len(packed), name, digest))
+            self._kept.append(_Kept(number, 0, begins, len(packed), ends, digest))
 
     def _has_room(self, size: int) -> bool:
         if len(self._kept) == MAX_CONNECTIONS or self._size + size > MAX_KEPT:
@@ -106,10 +107,10 @@ class Connections(Sequence[Captured]):
         self._size += size
         return True
 
-    def adopt(self, later: Connections, packets: int, without: Collection[tuple[str, str]]) -> None:
-        """Take those of a later part behind ``packets``, ``without`` some names."""
+    def adopt(self, later: Connections, packets: int, without: Collection[bytes]) -> None:
+        """Take those of a later part behind ``packets``, ``without`` some ends."""
         for kept in later._kept:
-            known = kept.name in without or kept.name[::-1] in without
+            known = kept.ends in without or mirrored(kept.ends) in without
             if not known and self._has_room(kept.size):
                 number = packets + kept.first_packet
                 self._kept.append(kept._replace(first_packet=number, file=len(self._files)))
@@ -171,18 +172,18 @@ _MEMBERS = {enum: dict(enum.__members__.items()) for enum in (Party, Layer, Endi
 
 
 def _packed(conversation: Conversation) -> bytes:
-    client, server, started, events, _, packets, comment = conversation
+    ends, started, events, _, packets, comment = conversation
     flat: list[tuple[Any, ...]] = []
     for at, fact in events:
         number = _NUMBERS[type(fact)]
         values: Any = iter(fact)
         fields = [next(values)._name_ if enum else next(values) for enum in _FACTS[number][1]]
         flat.append((at, number, *fields))
-    return marshal.dumps((client, server, started, flat, packets, comment))
+    return marshal.dumps((ends, started, flat, packets, comment))
 
 
 def _unpacked(packed: bytes, first_packet: int) -> Conversation:
-    client, server, started, flat, packets, comment = marshal.loads(packed)
+    ends, started, flat, packets, comment = marshal.loads(packed)
     events = []
     for at, number, *values in flat:
         kind, enums = _FACTS[number]
@@ -191,13 +192,14 @@ def _unpacked(packed: bytes, first_packet: int) -> Conversation:
             for enum, value in zip(enums, values, strict=True)
         ]
         events.append(Event(at, kind(*fields)))
-    return Conversation(client, server, started, tuple(events), first_packet, packets, comment)
+    return Conversation(ends, started, tuple(events), first_packet, packets, comment)
 
 
 def _captured(conversation: Conversation, number: int, file: str) -> Captured:
+    client, server = named(conversation.ends)
     transcript = Transcript(
         attempt=f"connection {number}",
-        door=conversation.server,
+        door=server,
         events=conversation.events,
         started=conversation.started,
     )
@@ -209,7 +211,7 @@ def _captured(conversation: Conversation, number: int, file: str) -> Captured:
         file,
         conversation.first_packet,
         conversation.packets,
-        conversation.client,
-        conversation.server,
+        client,
+        server,
         note,
     )

@@ -19,12 +19,11 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from probe.flow import MAX_SAID, Conversation, Flow
+from probe.ends import mirrored
+from probe.flow import MAX_SAID, Conversation, Flow, Side
 from probe.note import is_note
 from probe.packet import ACK, SYN, Segment
-from probe.transcript import (
-    Party,
-)
+from probe.transcript import Party
 from probe.wire import Malformed, hello, records, startup
 from probe.wire.foreign import PROXY_V2_SIGNATURE
 
@@ -48,13 +47,21 @@ class State(NamedTuple):
     """
 
     flows: tuple[Flow, ...]
-    left_out: tuple[tuple[str, str], ...]
+    left_out: tuple[bytes, ...]
     now: float
     began: float | None
     earliest: float
     orderly: bool
     most_flows: int
     most_held: int
+
+
+class _Way(NamedTuple):
+    """One direction of a connection: who sends, and to whom."""
+
+    flow: Flow
+    sender: Side
+    other: Side
 
 
 class Streams:
@@ -74,12 +81,14 @@ class Streams:
     ) -> None:
         self.notes: Counter[str] = Counter()
         self._give = give
-        self._only = frozenset(map(str, ports)) if ports else None
-        self._postgresql = self._only or frozenset([str(POSTGRESQL_PORT)])
+        self._only = frozenset(ports) if ports else None
+        self._postgresql = self._only or frozenset([POSTGRESQL_PORT])
         self._everything = everything
-        # the oldest first: a plain dict would search for it among what was deleted
-        self._flows: OrderedDict[tuple[str, str], Flow] = OrderedDict()
-        self._left_out: OrderedDict[tuple[str, str], None] = OrderedDict()
+        # by their ends, the client's first. The oldest first: a plain dict would search for it
+        # among what was deleted
+        self._flows: OrderedDict[bytes, Flow] = OrderedDict()
+        self._ways: dict[bytes, _Way] = {}  # both directions of each
+        self._left_out: OrderedDict[bytes, None] = OrderedDict()
         self._closing: deque[tuple[float, Flow]] = deque()
         self.held = self.most_held = self.most_flows = 0
         self.now, self.earliest = 0.0, math.inf
@@ -98,28 +107,25 @@ class Streams:
             self._clock(at)
         if self._closing and self._closing[0][0] < self.now - LINGER - DISORDER:
             self._let_go()
-        name = segment[1:3]
-        flow, sender = self._flows.get(name), Party.CLIENT
-        if flow is None:
-            flow, sender = self._flows.get(name[::-1]), Party.SERVER
-        if flow is not None and flow.closed_at is not None and at - flow.closed_at > LINGER:
-            self._end(flow, at)
-            flow = None
-        flags = segment.flags
-        if flags & SYN and not flags & ACK:
-            if flow is not None and (sender is Party.SERVER or flow.reused(segment)):
+        ends, flags = segment.ends, segment.flags
+        way = self._ways.get(ends)
+        if way is not None and (flags & SYN or way[0].closed_at is not None):
+            flow, side, _ = way
+            late = flow.closed_at is not None and at - flow.closed_at > LINGER
+            opens = flags & SYN and not flags & ACK
+            if late or (opens and (side is flow.server or flow.reused(segment))):
                 self._end(flow, at)
-                flow = None
-            sender = Party.CLIENT
-        if flow is None:
-            if not flags & SYN and (name in self._left_out or name[::-1] in self._left_out):
+                way = None
+        if way is None:
+            if not flags & SYN and self._is_left_out(ends):
                 return False
-            flow, who = self._begin(segment, number, comment)
-            if flow is None or who is None:
-                return who is not None
-            sender = who
+            wait = self._begin(segment, number, comment)
+            way = self._ways.get(ends)
+            if way is None:
+                return wait
+        flow, side, other = way
         before = flow.size
-        flow.take(segment, sender)
+        flow.take(segment, side, other)
         self.held += flow.size - before
         if self.held > self.most_held:
             self.most_held = min(self.held, MAX_HELD)
@@ -146,13 +152,10 @@ class Streams:
 
     # -- several parts of one capture --------------------------------------------------------
 
-    def wants(self, name: tuple[str, str]) -> bool:
+    def wants(self, ends: bytes) -> bool:
         """Whether :meth:`take` may do anything with bulk between these ends, in either order."""
-        back = name[::-1]
-        flow = self._flows.get(name) or self._flows.get(back)
-        if flow is not None:
-            return not flow.past
-        return name not in self._left_out and back not in self._left_out
+        way = self._ways.get(ends)
+        return not self._is_left_out(ends) if way is None else not way.flow.past
 
     def state(self) -> State:
         """What a later part of the same capture goes on from."""
@@ -167,29 +170,22 @@ class Streams:
             self.most_held,
         )
 
-    def knows(self, name: tuple[str, str], *, opens: bool) -> bool:
+    def knows(self, ends: bytes, *, opens: bool) -> bool:
         """Whether what was read before decides what the first segment between these ends does.
 
         ``opens``: it has SYN set, which begins anew whatever was left out.
         """
-        back = name[::-1]
-        if name in self._flows or back in self._flows:
-            return True
-        return not opens and (name in self._left_out or back in self._left_out)
+        return ends in self._ways or (not opens and self._is_left_out(ends))
 
-    def adopt(self, later: State, packets: int, without: Collection[tuple[str, str]]) -> None:
-        """Go on from what another read in the part behind ``packets``, ``without`` some names."""
-        for name in later.left_out:
-            if name not in without and name[::-1] not in without:
-                self._left_out[name] = None
+    def adopt(self, later: State, packets: int, without: Collection[bytes]) -> None:
+        """Go on from what another read in the part behind ``packets``, ``without`` some ends."""
+        for ends in later.left_out:
+            if ends not in without and mirrored(ends) not in without:
+                self._left_out[ends] = None
         for flow in later.flows:
-            name = flow.client.name, flow.server.name
-            if name not in without and name[::-1] not in without:
-                self._left_out.pop(name, None)
-                self._left_out.pop(name[::-1], None)
+            if flow.ends not in without and mirrored(flow.ends) not in without:
                 flow.first_packet += packets
-                self._flows[name] = flow
-                self.held += flow.size
+                self._follow(flow)
                 if flow.closed_at is not None:
                     self._closing.append((flow.closed_at, flow))
         self.now = max(self.now, later.now)
@@ -197,40 +193,45 @@ class Streams:
 
     # -- the life of a flow ------------------------------------------------------------------
 
-    def _begin(
-        self, segment: Segment, number: int, comment: str
-    ) -> tuple[Flow | None, Party | None]:
-        """A new flow and who speaks; no flow and anyone: wait and see; no flow and None: no."""
-        source, destination = segment.source, segment.destination
-        begins = bool(segment.flags & SYN)
+    def _begin(self, segment: Segment, number: int, comment: str) -> bool:
+        """Follow a new flow, if one begins; False: none ever will, of what follows here."""
+        ends, begins = segment.ends, bool(segment.flags & SYN)
         if begins:
             sender = Party.SERVER if segment.flags & ACK else Party.CLIENT
         else:
-            if self._only and not self._only & {_port(source), _port(destination)}:
-                return None, None
+            if self._only and self._only.isdisjoint(_ports(ends)):
+                return False
             if not segment.payload:
-                return None, Party.CLIENT
+                return True
             sender = self._who(segment)
-        client, server = source, destination
-        if sender is Party.SERVER:
-            client, server = server, client
-        if self._only and _port(server) not in self._only:
-            return None, None
-        self._left_out.pop((client, server), None)
-        self._left_out.pop((server, client), None)
-        flow = Flow(client, server, segment.at, number, comment)
-        flow.postgresql = _port(server) in self._postgresql
+        sent = ends if sender is Party.CLIENT else mirrored(ends)
+        _, port = _ports(sent)
+        if self._only and port not in self._only:
+            return False
+        flow = Flow(sent, segment.at, number, comment)
+        flow.postgresql = port in self._postgresql
         if self._everything or is_note(comment):
             flow.kept = True
         if not begins:
             flow.begin_in_the_middle()
-        self._flows[client, server] = flow
-        self.held += flow.size
+        self._follow(flow)
         if len(self._flows) > self.most_flows:
             self.most_flows = min(len(self._flows), MAX_FLOWS)
             if len(self._flows) > MAX_FLOWS:
                 self._make_room()
-        return flow, sender
+        return True
+
+    def _follow(self, flow: Flow) -> None:
+        ends, back = flow.ends, mirrored(flow.ends)
+        self._left_out.pop(ends, None)
+        self._left_out.pop(back, None)
+        self._flows[ends] = flow
+        self._ways[back] = _Way(flow, flow.server, flow.client)
+        self._ways[ends] = _Way(flow, flow.client, flow.server)
+        self.held += flow.size
+
+    def _is_left_out(self, ends: bytes) -> bool:
+        return ends in self._left_out or mirrored(ends) in self._left_out
 
     def _who(self, segment: Segment) -> Party:
         """Who sent a segment of a connection whose beginning was not captured."""
@@ -239,10 +240,10 @@ class Streams:
             return Party.CLIENT if said[5] == hello.CLIENT_HELLO else Party.SERVER
         if _judge(said, postgresql=False):
             return Party.CLIENT
-        source, destination = _port(segment.source), _port(segment.destination)
+        source, destination = _ports(segment.ends)
         if (source in self._postgresql) is not (destination in self._postgresql):
             return Party.CLIENT if destination in self._postgresql else Party.SERVER
-        return Party.CLIENT if int(source) > int(destination) else Party.SERVER
+        return Party.CLIENT if source > destination else Party.SERVER
 
     def _judged(self, flow: Flow, at: float) -> bool:
         """Whether more of it is wanted; it ends here if it is not to be kept at all."""
@@ -275,11 +276,12 @@ class Streams:
             self._give(flow.conversation())
 
     def _forget(self, flow: Flow) -> None:
-        name = flow.client.name, flow.server.name
-        if self._flows.get(name) is flow:
-            del self._flows[name]
+        if self._flows.get(flow.ends) is flow:
+            del self._flows[flow.ends]
+            self._ways.pop(flow.ends)
+            self._ways.pop(mirrored(flow.ends), None)  # who speaks to itself has one direction
             self.held -= flow.size
-            self._left_out[name] = None
+            self._left_out[flow.ends] = None
             if len(self._left_out) > MAX_LEFT_OUT:
                 self._left_out.popitem(last=False)
 
@@ -290,7 +292,7 @@ class Streams:
     def _end_closed(self) -> None:
         """The one that closed first has waited long enough, unless it has ended otherwise."""
         at, flow = self._closing.popleft()
-        if self._flows.get((flow.client.name, flow.server.name)) is flow:
+        if self._flows.get(flow.ends) is flow:
             self._end(flow, at)
 
     def _make_room(self) -> None:
@@ -379,5 +381,6 @@ def _offers_postgresql(head: bytes) -> bool | None:
         return False
 
 
-def _port(endpoint: str) -> str:
-    return endpoint.rpartition(":")[2]
+def _ports(ends: bytes) -> tuple[int, int]:
+    """The sender's and the receiver's."""
+    return int.from_bytes(ends[-4:-2], "big"), int.from_bytes(ends[-2:], "big")

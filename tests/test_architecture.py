@@ -14,8 +14,8 @@ import probe
 
 ORDER = """
     wire transcript certificate handshake witness finding conninfo password target attempt
-    evidence binding path login tls identity schedule pcapng note captured packet datagram flow
-    store stream gather split secrets cipher decryption recording drivers sources ladder
+    evidence binding path login tls identity schedule ends pcapng note captured packet datagram
+    flow store stream gather split secrets cipher decryption recording drivers sources ladder
     observer rules clients verdict door diagnosis sighting clock matching hop vantage alike
     digest reading replay visit recorder reports commands __main__
 """.split()

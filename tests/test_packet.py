@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fixtures.packets import ACK, EPOCH, FIN, PSH, SYN, ethernet, ipv4, ipv6, tcp
 from probe import packet
+from probe.ends import ends_between
 from probe.packet import (
     FRAGMENTS_WAIT,
     MAX_DATAGRAMS,
@@ -29,8 +30,7 @@ OPTIONED = tcp(40_000, 5_432, 1_000, 2_000, PSH | ACK, HELLO, b"\x01\x01\x08\x0a
 V4, V6 = ipv4("192.0.2.1", "192.0.2.2", TCP, ident=77), ipv6("2001:db8::1", "2001:db8::2", TCP)
 EXPECTED4 = Segment(
     at=EPOCH,
-    source="192.0.2.1:40000",
-    destination="192.0.2.2:5432",
+    ends=ends_between("192.0.2.1:40000", "192.0.2.2:5432"),
     seq=1_000,
     ack=2_000,
     flags=PSH | ACK,
@@ -40,7 +40,7 @@ EXPECTED4 = Segment(
     whole=True,
 )
 EXPECTED6 = EXPECTED4._replace(
-    source="[2001:db8::1]:40000", destination="[2001:db8::2]:5432", ip_id=None, whole=False
+    ends=ends_between("[2001:db8::1]:40000", "[2001:db8::2]:5432"), ip_id=None, whole=False
 )
 
 

@@ -16,6 +16,7 @@ from peers import SSL_REQUEST
 from probe import __version__
 from probe.captured import Captured
 from probe.datagram import MAX_PAYLOAD, ip_packet, unspecified
+from probe.ends import ends_between
 from probe.note import Note, Run, read_note, write_note
 from probe.packet import ACK, PSH, SYN, Decoder, Segment
 from probe.pcapng import RAW, Reader
@@ -173,10 +174,8 @@ def test_a_segment_is_written_as_it_is_read_and_as_scapy_would(
     source: str, seq: int, ack: int, flags: int, payload: bytes
 ) -> None:
     ip_id = 0 if "[" not in source else None
-    there = unspecified(source, 5432)
-    segment = Segment(
-        0.0, source, there, seq, ack, flags, payload, ip_id=ip_id, whole=ip_id is not None
-    )
+    ends = ends_between(source, unspecified(source, 5432))
+    segment = Segment(0.0, ends, seq, ack, flags, payload, ip_id=ip_id, whole=ip_id is not None)
     data = ip_packet(segment)
     assert Decoder().segment(RAW, 0.0, data, len(data)) == segment
     layer = IP if ip_id == 0 else IPv6

@@ -25,6 +25,7 @@ from fixtures.packets import (
     tls_flights,
 )
 from probe import flow, stream
+from probe.ends import named
 from probe.flow import Conversation
 from probe.packet import Decoder
 from probe.pcapng import ETHERNET
@@ -103,7 +104,7 @@ def test_a_connection_is_told_as_a_live_one_is() -> None:
         Closed(C, Ending.FIN),
         Closed(S, Ending.FIN),
     ]
-    assert (conversation.client, conversation.server) == (CLIENT, SERVER)
+    assert named(conversation.ends) == (CLIENT, SERVER)
     assert conversation.started == EPOCH
     assert (conversation.first_packet, conversation.packets) == (1, 8)
     at = [event.at for event in conversation.events]
@@ -113,7 +114,7 @@ def test_a_connection_is_told_as_a_live_one_is() -> None:
 def test_ipv6_ends_are_in_brackets() -> None:
     talk = Talk("2001:db8::1", "2001:db8::2").open().say("client", SSL_REQUEST)
     conversation = one(talk.frames)
-    assert (conversation.client, conversation.server) == (
+    assert named(conversation.ends) == (
         "[2001:db8::1]:40000",
         "[2001:db8::2]:5432",
     )
@@ -427,6 +428,16 @@ def test_stragglers_of_a_closed_connection_are_not_another_one() -> None:
     assert len(follow([*talk.frames, *other.frames])[0]) == 2
 
 
+def test_who_speaks_to_itself_is_followed() -> None:
+    talks = [
+        Talk("192.0.2.1", "192.0.2.1", 5_432, 5_432, at=EPOCH + n, isn=(9 * n, 7)).open()
+        for n in range(3)
+    ]
+    frames = [frame for talk in talks for frame in talk.say("client", SSL_REQUEST).close().frames]
+    conversations, _ = follow(frames)
+    assert {named(each.ends) for each in conversations} == {("192.0.2.1:5432",) * 2}
+
+
 def test_connections_are_told_apart_by_both_ends() -> None:
     talks = [
         Talk(client, server, port, to).open().say("client", SSL_REQUEST).say("server", b"S")
@@ -436,7 +447,7 @@ def test_connections_are_told_apart_by_both_ends() -> None:
     ]
     mixed = [frame for row in zip(*(talk.frames for talk in talks), strict=True) for frame in row]
     conversations, _ = follow(mixed)
-    assert len({(each.client, each.server) for each in conversations}) == 16
+    assert len({named(each.ends) for each in conversations}) == 16
     for each in conversations:
         told = [event.fact for event in each.events]
         assert (said(told, C), said(told, S)) == (SSL_REQUEST, b"S")
@@ -493,7 +504,7 @@ def test_a_start_in_mid_stream_is_said_to_be_one() -> None:
 def test_in_mid_stream_the_client_is_known_by_what_it_says(said_first: bytes) -> None:
     talk = Talk(port=1_000, to=6_432).open().say("client", said_first)
     conversation = one(talk.frames[3:])
-    assert (conversation.client, conversation.server) == ("192.0.2.1:1000", "192.0.2.2:6432")
+    assert named(conversation.ends) == ("192.0.2.1:1000", "192.0.2.2:6432")
 
 
 @pytest.mark.parametrize("bulk", [b"\x17\x03\x03\0\5hello", b"\x15\x03\x03\0\2\1\0", b"D\0\0\0\5x"])
@@ -501,19 +512,19 @@ def test_in_mid_stream_the_client_is_known_by_what_it_says(said_first: bytes) ->
 def test_in_mid_stream_the_server_is_known_by_its_port(who: str, bulk: bytes) -> None:
     talk = Talk(port=1_000).open().say(who, bulk)
     (conversation,), _ = follow(talk.frames[3:], everything=True)
-    assert (conversation.client, conversation.server) == ("192.0.2.1:1000", SERVER)
+    assert named(conversation.ends) == ("192.0.2.1:1000", SERVER)
 
 
 def test_in_mid_stream_a_server_is_known_by_its_hello_on_any_port() -> None:
     talk = Talk(port=1_000, to=6_432).open().say("client", HELLO).say("server", FLIGHTS[1])
     conversation = one(talk.frames[4:], everything=True)
-    assert (conversation.client, conversation.server) == ("192.0.2.1:1000", "192.0.2.2:6432")
+    assert named(conversation.ends) == ("192.0.2.1:1000", "192.0.2.2:6432")
 
 
 def test_in_mid_stream_the_higher_port_is_the_clients_where_nothing_else_tells() -> None:
     talk = Talk(to=8_080).open().say("server", b"noise").say("client", b"more noise")
     conversation = one(talk.frames[3:], everything=True)
-    assert (conversation.client, conversation.server) == (CLIENT, "192.0.2.2:8080")
+    assert named(conversation.ends) == (CLIENT, "192.0.2.2:8080")
 
 
 def test_a_hole_larger_than_any_window_is_not_believed() -> None:
@@ -596,7 +607,7 @@ def test_ports_narrow_and_make_their_connections_postgresqls() -> None:
     ]
     mixed = [frame for talk in talks for frame in talk.frames]
     (only,), _ = follow(mixed, ports=[10_001])
-    assert only.server == "192.0.2.2:10001"
+    assert named(only.ends)[1] == "192.0.2.2:10001"
     assert follow(mixed)[0] == []
 
 

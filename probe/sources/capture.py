@@ -226,36 +226,36 @@ class _Parts:
         in_order = before.orderly and state.earliest >= before.now - DISORDER
         if not (later.sound and room and in_order):
             raise _OneByOne
-        known = {name for name, opens in later.trace.names() if streams.knows(name, opens=opens)}
+        known = {ends for ends, opens in later.trace.ends() if streams.knows(ends, opens=opens)}
         self._again(part, later.trace, known, packets)
         self.connections.adopt(later.connections, packets, known)
         streams.adopt(state, packets, known)
 
-    def _again(self, part: Part, trace: Trace, names: set[tuple[str, str]], packets: int) -> None:
-        """Read the segments of these connections as what goes on from the part before."""
-        noted = list(trace.of(names))
+    def _again(self, part: Part, trace: Trace, known: Collection[bytes], packets: int) -> None:
+        """Read the segments between these ends as what goes on from the part before."""
+        noted = list(trace.of(known))
         place = Slice(self.stream, part).place
         begins = (place(each.position) for each in noted if each.deaf is None)
         records = ((at, record_end(self.stream, part.head, at)) for at in begins)
         again = Reader(Slice(self.stream, part, records)).read()  # type: ignore[arg-type]
         decoder = Decoder()
-        deaf: set[tuple[str, str]] = set()
-        doubted: set[tuple[str, str]] = set()  # no more is heard of them, and more is wanted
-        for name, _, number, marks in noted:
+        deaf: set[bytes] = set()
+        doubted: set[bytes] = set()  # no more is heard of them, and more is wanted
+        for ends, _, number, marks in noted:
             if marks is not None:  # bulk that was passed over must be bulk that nobody wants
-                if marks and self.streams.wants(name):
+                if marks and self.streams.wants(ends):
                     raise _OneByOne
-                (deaf.add if marks else deaf.discard)(name)
-                doubted.discard(name)
+                (deaf.add if marks else deaf.discard)(ends)
+                doubted.discard(ends)
                 continue
-            if name in doubted:
+            if ends in doubted:
                 raise _OneByOne
             packet = next(again)
             segment = decoder.segment(packet.link, packet.at, packet.data, packet.length)
             assert segment is not None
             self.streams.take(segment, packets + number, packet.comment)
-            if name in deaf and self.streams.wants(name):
-                doubted.add(name)
+            if ends in deaf and self.streams.wants(ends):
+                doubted.add(ends)
         if doubted:
             raise _OneByOne
 
