@@ -16,13 +16,14 @@ From top to bottom: ``wire`` (bytes and messages), ``transcript``, ``certificate
 ``target`` (what is asked for), ``attempt`` (what to send), ``evidence`` (what rules are asked
 about), ``path`` (what stands between), ``tls``, ``schedule`` (manners), ``ends`` (whose packet it
 is), ``pcapng``, ``packet``, ``flow``, ``store`` (connections that wait until they are asked for),
-``stream``, ``gather`` and ``split`` (captures), ``drivers``, ``sources``, ``ladder`` and
-``observer``, ``rules``, ``clients``, ``verdict``, ``diagnosis``, ``vantage`` (one connection in
-several captures, with ``sighting``, ``clock``, ``matching`` and ``hop``), ``digest`` (what is kept
-of each of very many connections; ``alike``: which need not be read again), ``reading``, ``replay``
-(answers then and now), ``recorder`` (a run kept as a file, by ``recording``, ``datagram`` and
-``note``), ``reports``, ``commands``. The products (``observer`` and what judges) never import a
-maker of bytes (``tls``, ``schedule``, ``drivers``, ``sources``, ``recording``).
+``stream``, ``gather`` and ``split`` (captures; ``processes``: side by side), ``drivers``,
+``sources``, ``ladder`` and ``observer``, ``rules``, ``clients``, ``verdict``, ``diagnosis``,
+``vantage`` (one connection in several captures, with ``sighting``, ``clock``, ``matching`` and
+``hop``), ``digest`` (what is kept of each of very many connections; ``alike``: which need not be
+read again), ``reading``, ``replay`` (answers then and now), ``recorder`` (a run kept as a file, by
+``recording``, ``datagram`` and ``note``), ``reports``, ``commands``. The products (``observer`` and
+what judges) never import a maker of bytes (``tls``, ``schedule``, ``drivers``, ``sources``,
+``recording``).
 
 A module with a singular name is a station on that way; a folder with a plural name holds
 siblings with one signature. ``probe.diagnosis.diagnose`` is the whole program in a few lines.

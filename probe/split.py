@@ -79,6 +79,11 @@ class Slice(io.RawIOBase):
         return int(count)
 
 
+def worth_splitting(size: int) -> bool:
+    """Whether another process reads some of so many bytes sooner."""
+    return size >= 2 * LEAST
+
+
 def split(file: BinaryIO, jobs: int) -> list[Part]:
     """At most so many parts; one, where it cannot be cut."""
     size = file.seek(0, io.SEEK_END)
@@ -86,7 +91,7 @@ def split(file: BinaryIO, jobs: int) -> list[Part]:
     parts: list[Part] = []
     begins = len(head)
     share = max(LEAST, (size - begins) // jobs + 1)
-    while chain is not None and len(parts) < jobs - 1 and size - begins >= 2 * LEAST:
+    while chain is not None and len(parts) < jobs - 1 and worth_splitting(size - begins):
         cut = _cut(file, begins + share, chain)
         if cut is None or cut >= size:
             break

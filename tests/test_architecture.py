@@ -15,8 +15,8 @@ import probe
 ORDER = """
     wire transcript certificate handshake witness finding conninfo password target attempt
     evidence binding path login tls identity schedule ends pcapng note captured packet datagram
-    flow store stream gather split secrets cipher decryption recording drivers sources ladder
-    observer rules clients verdict door diagnosis sighting clock matching hop vantage alike
+    flow store stream gather split processes secrets cipher decryption recording drivers sources
+    ladder observer rules clients verdict door diagnosis sighting clock matching hop vantage alike
     digest reading replay visit recorder reports commands __main__
 """.split()
 
@@ -26,7 +26,7 @@ PRODUCTS = {
 }
 MAKERS = {
     *"drivers sources login tls identity schedule pcapng packet flow stream gather split".split(),
-    *"cipher datagram decryption recording visit recorder store".split(),
+    *"cipher datagram decryption processes recording visit recorder store".split(),
 }
 
 THIRD_PARTY = {  # and the only modules that may import it

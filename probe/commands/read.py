@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -25,11 +26,13 @@ from probe.commands import (
 from probe.digest import Digester
 from probe.finding import Severity
 from probe.pcapng import NotACapture
+from probe.processes import USEFUL, NoProcesses, pool, useful
 from probe.reading import Connection, Reading, read
 from probe.reports import FORMATS, Captures, render
 from probe.secrets import parse_key_log
 from probe.sighting import Vantage
 from probe.sources.capture import Capture, read_capture
+from probe.split import worth_splitting
 from probe.store import temporary_places
 from probe.wire import printable
 
@@ -57,7 +60,9 @@ from probe.wire import printable
     help="TLS secrets (SSLKEYLOGFILE), beside those that the captures hold themselves.",
 )
 @click.option(
-    "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that read."
+    "--jobs",
+    type=click.IntRange(1, 256),
+    help=f"Processes that read.  [default: one for each core, up to {USEFUL}, for large captures]",
 )
 @report_options(FORMATS)
 @severity_option
@@ -70,7 +75,7 @@ def command(
     client: str | None,
     broken: bool,
     keylog: str | None,
-    jobs: int,
+    jobs: int | None,
     format_name: str,
     output: str | None,
     fail_on: str,
@@ -105,20 +110,33 @@ def command(
 
 
 def load(
-    files: Sequence[str], *, ports: Sequence[int] | None, everything: bool, jobs: int
+    files: Sequence[str], *, ports: Sequence[int] | None, everything: bool, jobs: int | None
 ) -> list[Capture]:
-    """The captures, in the order given; several are read side by side where ``jobs`` allow."""
+    """The captures, in the order given; several are read side by side where ``jobs`` allow.
+
+    ``jobs`` None: as many as are of use.
+    """
     one = partial(_load, ports=ports, everything=everything)
+    if jobs is None:
+        jobs = useful() if worth_splitting(sum(map(_size, files))) else 1
     if len(files) == 1:
         # what is told of a connection between several files is not known while one is read
         return [one(files[0], jobs=jobs, digest=Digester())]
-    if jobs == 1 or STANDARD_INPUT in files:
-        return [one(name, jobs=jobs) for name in files]
-    from concurrent.futures import ProcessPoolExecutor  # slow to import
+    if jobs > 1 and STANDARD_INPUT not in files:
+        count = min(jobs, len(files))
+        with suppress(NoProcesses), pool(count) as processes, temporary_places() as places:
+            named = zip(files, places, strict=False)
+            loading = [processes.submit(one, *each) for each in named]
+            return [each.result() for each in loading]
+    return [one(name, jobs=jobs) for name in files]
 
-    with temporary_places() as places, ProcessPoolExecutor(min(jobs, len(files))) as pool:
-        loading = [pool.submit(one, *each) for each in zip(files, places, strict=False)]
-        return [each.result() for each in loading]
+
+def _size(name: str) -> int:
+    """Of a file, in bytes; 0 where it is none, which is told when it is read."""
+    try:
+        return Path(name).stat().st_size
+    except OSError:
+        return 0
 
 
 def _load(

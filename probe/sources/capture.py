@@ -19,6 +19,7 @@ from probe.captured import Captured
 from probe.gather import Trace, gather
 from probe.packet import Decoder
 from probe.pcapng import Reader
+from probe.processes import NoProcesses, pool
 from probe.split import Part, Slice, record_end, split
 from probe.store import Connections, MakeDigest, temporary_places
 from probe.stream import DISORDER, MAX_FLOWS, MAX_HELD, MAX_LEFT_OUT, State, Streams
@@ -175,34 +176,31 @@ class _Parts:
         """The capture, or None: read it in one go."""
         if len(parts) < 2:
             return None
-        from concurrent.futures import ProcessPoolExecutor  # slow to import
-
-        self.connections = self.choice.connections(name)
-        self.streams = self.choice.streams(self.connections)
+        choice = self.choice
+        self.connections = choice.connections(name)
+        self.streams = choice.streams(self.connections)
         first, *rest = parts
-        with temporary_places() as places, ProcessPoolExecutor(len(rest)) as pool:
-            later = [
-                (part, place, pool.submit(_read_later, self.file, part, self.choice, place))
-                for part, place in zip(rest, places, strict=False)
-            ]
-            try:
-                with _no_collector():
-                    reader, decoder = Reader(Slice(self.stream, first)), Decoder()  # type: ignore[arg-type]
-                    gather(reader, decoder, self.streams)
-                    packets, ended = reader.packets, reader.ended
-                    if not _independent(reader, decoder, first, self.connections):
-                        raise _OneByOne
-                    for part, place, reading in later:
-                        reading.result()
-                        with place.open("rb") as left:
-                            done: _Later = pickle.load(left)
-                        self._go_on(part, done, packets)
-                        packets += done.packets
-                        ended = done.ended if done.packets else ended
-                    self.streams.finish(ended)
-            except _OneByOne:
-                pool.shutdown(cancel_futures=True)
-                return None
+        try:
+            with pool(len(rest)) as processes, temporary_places() as places, _no_collector():
+                later = [
+                    (part, place, processes.submit(_read_later, self.file, part, choice, place))
+                    for part, place in zip(rest, places, strict=False)
+                ]
+                reader, decoder = Reader(Slice(self.stream, first)), Decoder()  # type: ignore[arg-type]
+                gather(reader, decoder, self.streams)
+                packets, ended = reader.packets, reader.ended
+                if not _independent(reader, decoder, first, self.connections):
+                    raise _OneByOne
+                for part, place, reading in later:
+                    reading.result()
+                    with place.open("rb") as left:
+                        done: _Later = pickle.load(left)
+                    self._go_on(part, done, packets)
+                    packets += done.packets
+                    ended = done.ended if done.packets else ended
+                self.streams.finish(ended)
+        except (_OneByOne, NoProcesses):
+            return None
         if self.connections.left_out or self.streams.notes or not self.streams.orderly:
             return None
         return Capture(
