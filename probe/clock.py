@@ -77,7 +77,7 @@ def outermost_first(
 def _answers(pair: Pair) -> tuple[float, float] | None:
     """When the ServerHello came, at both; None where it is not one and the same."""
     out, into = pair
-    if out.handshake.server_hello != into.handshake.server_hello:
+    if out.server_hello != into.server_hello:
         return None
     if out.answered_at is None or into.answered_at is None:
         return None

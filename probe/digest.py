@@ -18,6 +18,7 @@ from probe.captured import Captured
 from probe.evidence import gets_through, host_of
 from probe.handshake import Handshake, Opening, Outcome, Stage
 from probe.observer import observe
+from probe.sighting import Sighting, sighting
 from probe.transcript import Event, Fact, GaveUp, NotCaptured, Party, Transcript
 
 MAX_KNOWN = 1_024  # conversations that others are compared with
@@ -37,7 +38,8 @@ class Digest(NamedTuple):
 
     ``own``: it has a name of its own, so it is an attempt of a run of ours; ``asked``: and says
     what it meant by its server_name; ``run``: and how the run was judged. ``kind``: two with the
-    same cannot lead to different findings.
+    same cannot lead to different findings. ``sighting``: it as it is compared with those of other
+    captures, where there are some.
     """
 
     file: str
@@ -56,6 +58,7 @@ class Digest(NamedTuple):
     asked: bool
     run: bool
     kind: Hashable
+    sighting: Sighting | None = None
 
     @property
     def host(self) -> str:
@@ -66,10 +69,12 @@ class Digest(NamedTuple):
 class Digester:
     """Makes digests; what many of them have in common is kept once.
 
-    A capture is full of connections that are said alike: one of them is read.
+    A capture is full of connections that are said alike: one of them is read. But each of those
+    that are to be known in other captures again is (``several``).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, several: bool = False) -> None:
+        self._several = several
         self._common: dict[Hashable, Hashable] = {}
         self._known: dict[Likeness, Digest] = {}
         self._spans: dict[Outline, set[Spans]] = {}
@@ -78,7 +83,7 @@ class Digester:
         """Of a connection as far as its own packets tell."""
         transcript = captured.transcript
         ours = captured.note is not None or transcript.asked is not None
-        told = None if ours else outline(transcript)
+        told = None if ours or self._several else outline(transcript)
         if told is None:
             return self.digest(captured, observe(transcript))
         for left_out in self._spans.get(told, ()):
@@ -103,13 +108,14 @@ class Digester:
         transcript, note = captured.transcript, captured.note
         common = self._common.setdefault
         door, kind = seen.server or transcript.door, _kind(seen)
+        file, began, ended = captured.file, transcript.started, last_event(transcript)
         return Digest(
-            file=captured.file,
+            file=file,
             client=seen.client,
             door=common(door, door),  # type: ignore[arg-type]
             name=common(seen.server_name, seen.server_name),  # type: ignore[arg-type]
-            began=transcript.started,
-            ended=last_event(transcript),
+            began=began,
+            ended=ended,
             over=_is_over(seen),
             told=seen.told,
             broken=_broken(seen),
@@ -120,7 +126,14 @@ class Digester:
             asked=transcript.asked is not None,
             run=note is not None and note.run is not None,
             kind=common(kind, kind),
+            sighting=self._shared(sighting(file, began, ended, seen)) if self._several else None,
         )
+
+    def _shared(self, one: Sighting) -> Sighting:
+        common = self._common.setdefault
+        request, answer = common(one.request, one.request), common(one.answer, one.answer)
+        name = common(one.server_name, one.server_name)
+        return one._replace(request=request, answer=answer, server_name=name)  # type: ignore[arg-type]
 
 
 def _is_own(transcript: Transcript) -> bool:

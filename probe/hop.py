@@ -19,7 +19,6 @@ from probe.finding import Certainty
 from probe.handshake import Opening, Outcome
 from probe.matching import LATE, match
 from probe.sighting import Sighting, Vantage
-from probe.transcript import Party
 
 _REQUESTS = {
     Opening.SSL_REQUEST: "SSLRequest",
@@ -88,8 +87,8 @@ class _Between:
         self.files = clock.against, clock.file
         self.outer = [(n, c[-1]) for n, c in enumerate(chains) if c[-1].file == clock.against]
         heads = [(n, c[0]) for n, c in enumerate(chains) if c[0].file == clock.file]
-        self.heads = [(n, each) for n, each in heads if each.handshake.opening not in _SAYS_NOTHING]
-        self.failed = sorted(each.began for _, each in heads if each.handshake.not_connected)
+        self.heads = [(n, each) for n, each in heads if each.opening not in _SAYS_NOTHING]
+        self.failed = sorted(each.began for _, each in heads if not each.connected)
         self.found = match([o for _, o in self.outer], [i for _, i in self.heads], clock)
         halves = set(self.found.values())
         self.loose = [each for n, (_, each) in enumerate(self.heads) if n not in halves]
@@ -99,7 +98,7 @@ class _Between:
             if clock.file in (each.file for each in chain)
             for each in chain
             if each.file == clock.against
-            for door in ((each.handshake.server, None), _door(each))
+            for door in ((each.server, None), _door(each))
         }
 
     def told(self) -> Iterator[tuple[int, tuple[Hop, int | None]]]:
@@ -143,7 +142,7 @@ class _Between:
             return self._likely(
                 Passage.STOPPED,
                 f"its ClientHello is not in {inner}, where at that time {what} has the outcome "
-                f"{into.handshake.outcome.value!r}: the hop between asked by itself, in vain",
+                f"{into.outcome.value!r}: the hop between asked by itself, in vain",
             )
         return self._unknown(
             f"its ClientHello was not answered, and {what} in {inner} at that time may have "
@@ -156,8 +155,8 @@ class _Between:
         doubt = self._no_claim(out)
         if doubt:
             return self._unknown(doubt)
-        what = "ClientHello" if out.random else _REQUESTS[out.handshake.opening]
-        instead = _INSTEAD.get(out.handshake.outcome, "answered by itself")
+        what = "ClientHello" if out.random else _REQUESTS[out.opening]
+        instead = _INSTEAD.get(out.outcome, "answered by itself")
         why = (
             f"nothing of it is in {inner}, which has packets before and after: the hop between did "
             f"not pass its {what} on, and {instead}"
@@ -173,12 +172,11 @@ class _Between:
     def _no_claim(self, out: Sighting) -> str | None:
         """Why its absence tells nothing; None: it tells."""
         outer, inner = self.files
-        seen = out.handshake
         if out.unseen:
             return f"what the client said is not all in {outer}"
-        if out.random is None and seen.opening not in _REQUESTS:
+        if out.random is None and out.opening not in _REQUESTS:
             return "the client said nothing that it could be known by"
-        if out.random is None and left(out):
+        if out.random is None and out.left:
             return "the client left before it said a ClientHello"
         if not self.clock.known and any(self._may_be(out, into) for into in self.loose):
             return (
@@ -187,17 +185,17 @@ class _Between:
             )
         if not self._covers(out):
             return f"{inner} does not cover the time: it lacks packets before or after"
-        if out.tls_answered or seen.authentication:
+        if out.tls_answered or out.authenticates:
             more = "" if self.inner.everything else ", or goes on in what only --all reads"
             return (
                 f"it was answered, and nothing of it is in {inner}: the hop between answers by "
                 f"itself, or leads elsewhere{more}"
             )
-        if not seen.told:
+        if not out.told:
             return f"how it ended is not in {outer}"
         if self.inner.narrowed:
             return f"only some ports of {inner} were read (--port)"
-        if seen.opening is Opening.DIRECT_TLS and not (seen.alpn_offered or self.inner.everything):
+        if out.opening is Opening.DIRECT_TLS and not (out.offers_alpn or self.inner.everything):
             return (
                 f"without ALPN it is not known on every port, and {inner} was not read with --all"
             )
@@ -228,26 +226,18 @@ class _Between:
 
 def _door(out: Sighting) -> tuple[str | None, str | None]:
     """Where a connection leads by: the address, and the name where it said one."""
-    return out.handshake.server, out.handshake.server_name
+    return out.server, out.server_name
 
 
 def _asks_for_tls(into: Sighting) -> bool:
     """It asked, and how that ended is known."""
-    seen = into.handshake
-    return seen.opening in (Opening.SSL_REQUEST, Opening.GSSENC_REQUEST) and seen.told
-
-
-def left(out: Sighting) -> bool:
-    """Without a ClientHello: the client had its S, or did not wait for it."""
-    seen = out.handshake
-    went = seen.outcome is Outcome.CLOSED and seen.ended_by is Party.CLIENT
-    return went or seen.ssl_answer == "S"
+    return into.opening in (Opening.SSL_REQUEST, Opening.GSSENC_REQUEST) and into.told
 
 
 def _what(into: Sighting) -> str:
     if into.random is not None:
         return "another ClientHello"
-    what = _REQUESTS.get(into.handshake.opening)
+    what = _REQUESTS.get(into.opening)
     if what is None:
         return "something else"
     return f"{'an' if what[0] == 'S' else 'a'} {what}"

@@ -131,26 +131,17 @@ def _rows(
     source: Source, count: int, digests: Iterable[Digest]
 ) -> tuple[list[Connection], list[Sighting]]:
     """All connections, and as they are followed where there are several files."""
-    rows, sightings, digester, made = [], [], Digester(), iter(digests)
-    several = len(source.files) > 1
+    digester, made = Digester(several=len(source.files) > 1), iter(digests)
+    rows, sightings = [], []
     for number in range(count):
         digest = next(made, None)
-        if digest is None or not digest.over or several:
+        if digest is None or not digest.over:
             captured = source.captured(number)
-            seen = source.handshake_of(captured)
-            digest = digester.digest(captured, seen)
-            if several:
-                sightings.append(_sighting(digest, seen, source.ends[captured.file]))
+            digest = digester.digest(captured, source.handshake_of(captured))
         rows.append(Connection(source, number, digest))
+        if digest.sighting:
+            sightings.append(digest.sighting.until(source.ends[digest.file]))
     return rows, sightings
-
-
-def _sighting(digest: Digest, seen: Handshake, end: float) -> Sighting:
-    """It is open to the end of its capture, unless that shows how it ended."""
-    over = seen.ended_by is not None or seen.not_connected is not None
-    steps = [step._replace(sent=b"", received=b"") for step in seen.steps]
-    ended = digest.ended if over else end
-    return Sighting(digest.file, replace(seen, steps=steps), digest.began, ended)
 
 
 def _once(findings: Iterable[Finding]) -> Iterator[Finding]:

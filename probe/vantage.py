@@ -21,7 +21,7 @@ from typing import NamedTuple
 from probe.clock import Clock, Pair, difference, outermost_first
 from probe.finding import Certainty, Severity
 from probe.handshake import Opening
-from probe.hop import Hop, Passage, left, onward
+from probe.hop import Hop, Passage, onward
 from probe.sighting import Sighting, Vantage
 
 _WANT_TLS = (Opening.SSL_REQUEST, Opening.DIRECT_TLS)
@@ -146,7 +146,7 @@ def _with_one_login(
     rank = {file: n for n, file in enumerate(files)}
     by_nonce: dict[str, list[tuple[int, ...]]] = defaultdict(list)
     for chain in chains:
-        for nonce in {sightings[n].handshake.nonce for n in chain} - {None}:
+        for nonce in {sightings[n].nonce for n in chain} - {None}:
             assert nonce is not None
             by_nonce[nonce].append(chain)
     joined = {chain: chain for chain in chains}
@@ -189,7 +189,6 @@ def _ways(
 def _known_again(out: Sighting, into: Sighting) -> Hop:
     """Both have a ClientHello with one random, or one login."""
     between = out.file, into.file
-    one, other = out.handshake, into.handshake
     if out.random != into.random:
         what = "in clear" if into.random is None else "behind another ClientHello"
         why = (
@@ -197,12 +196,10 @@ def _known_again(out: Sighting, into: Sighting) -> Hop:
             "hop between ends TLS"
         )
         return Hop(between, Passage.TERMINATED, Certainty.PROVED, why)
-    assert one.client_hello is not None
-    assert other.client_hello is not None
-    if one.client_hello.sha256 == other.client_hello.sha256:
+    if out.sha256 == into.sha256:
         why = f"the same ClientHello, byte for byte, is in {_listed(between)}"
         return Hop(between, Passage.PASSTHROUGH, Certainty.PROVED, why)
-    if one.retried or other.retried:
+    if out.retried or into.retried:
         why = (
             f"the first ClientHello before a HelloRetryRequest is not in both of {_listed(between)}"
         )
@@ -227,7 +224,7 @@ def _way(numbers: tuple[int, ...], seen: Sequence[Sighting], hops: tuple[Hop, ..
     elif first.random is not None:
         passage, certainty = Passage.PASSTHROUGH, Certainty.PROVED
         why = f"the same ClientHello, byte for byte, is in {_listed(files)}"
-    elif first.handshake.authentication or first.handshake.cancel or left(first):
+    elif first.authenticates or first.cancels or first.left:
         why = (
             f"by the times it came to {last.file} unchanged, but it has no ClientHello to prove it"
         )
@@ -235,14 +232,14 @@ def _way(numbers: tuple[int, ...], seen: Sequence[Sighting], hops: tuple[Hop, ..
         passage, certainty = Passage.STOPPED, Certainty.LIKELY
         why = (
             f"by the times it came to {last.file} unchanged, and no farther: its outcome there is "
-            f"{last.handshake.outcome.value!r}"
+            f"{last.outcome.value!r}"
         )
     return Way(numbers, files, hops, passage, certainty, between, why, _severity(passage, first))
 
 
 def _severity(passage: Passage, first: Sighting) -> Severity | None:
     """As findings have it: an error where a client that wants TLS does not get it."""
-    if passage is Passage.STOPPED and first.handshake.opening in _WANT_TLS:
+    if passage is Passage.STOPPED and first.opening in _WANT_TLS:
         return Severity.ERROR
     bad = passage in (Passage.STOPPED, Passage.TERMINATED)
     return Severity.WARNING if bad else None

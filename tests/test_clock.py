@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from probe.clock import CLOCKS_AGREE, Pair, difference, outermost_first
 from probe.handshake import Handshake, Stage, Step
-from probe.sighting import Sighting
+from probe.sighting import Sighting, sighting
 from probe.wire.hello import ServerHello
 
 ANSWER = ServerHello(0x0304, 0x1301, None, False, bytes(32))
@@ -16,19 +16,19 @@ DELAYS = st.floats(0, 0.5)
 EPOCH = 1_700_000_000.0
 
 
-def sighting(file: str, asked: float, took: float | None) -> Sighting:
+def sighted(file: str, asked: float, took: float | None) -> Sighting:
     """A ClientHello at ``asked``, by the file's clock, and its ServerHello so much later."""
     seen = Handshake("connection 1", "192.0.2.1:5432")
     step = Step(Stage.SERVER_HELLO, 0.0, took or 0.0, "", b"", b"", 0, 0, "")
     seen.steps.append(step)
     seen.server_hello = ANSWER if took is not None else None
-    return Sighting(file, seen, EPOCH + asked, EPOCH + asked + 1)
+    return sighting(file, EPOCH + asked, EPOCH + asked + 1, seen)
 
 
 def passed(at: float, there: float, served: float, back: float, ahead: float) -> Pair:
     """A connection at two places; ``there`` and ``back`` are what the way between takes."""
-    out = sighting("a", at, there + served + back)
-    return out, sighting("b", at + there + ahead, served)
+    out = sighted("a", at, there + served + back)
+    return out, sighted("b", at + there + ahead, served)
 
 
 ROUNDS = st.lists(st.tuples(st.floats(0, 3600), DELAYS, DELAYS, DELAYS), min_size=1, max_size=8)
@@ -50,7 +50,7 @@ def test_the_quickest_ways_there_and_back_bound_it() -> None:
 
 
 def test_without_an_answer_it_is_bounded_from_one_side() -> None:
-    pair = sighting("a", 0.0, None), sighting("b", 5.01, None)
+    pair = sighted("a", 0.0, None), sighted("b", 5.01, None)
     clock = difference("a", "b", [pair])
     assert clock.ahead == pytest.approx(5.01, abs=1e-5)
     assert clock.within == CLOCKS_AGREE
@@ -64,7 +64,7 @@ def test_with_nothing_in_common_it_is_not_known() -> None:
 
 def test_another_answer_is_no_measure() -> None:
     out, into = passed(0, 0.01, 0.1, 0.01, 0.0)
-    into.handshake.server_hello = ANSWER._replace(random=b"x" * 32)
+    into = into._replace(server_hello=ANSWER._replace(random=b"x" * 32))
     assert difference("a", "b", [(out, into)]).within == CLOCKS_AGREE
 
 

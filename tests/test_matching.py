@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from probe.clock import Clock
 from probe.handshake import Handshake, Opening
 from probe.matching import match
-from probe.sighting import Sighting
+from probe.sighting import Sighting, sighting
 from probe.wire.hello import ClientHello
 
 CLOCK = Clock("inner", "outer", 3_600.0, 0.01, 1)
@@ -18,7 +18,7 @@ def said(began: float, ended: float, opening: Opening, random: int | None = None
     seen = Handshake("connection 1", "192.0.2.1:5432", opening=opening)
     if random is not None:
         seen.client_hello = ClientHello(random.to_bytes(32), None, (), (), (), (), 0, 0)
-    return Sighting("", seen, began, ended)
+    return sighting("", began, ended, seen).until(ended)
 
 
 def out(began: float, ended: float) -> Sighting:

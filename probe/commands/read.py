@@ -120,8 +120,8 @@ def load(
     if jobs is None:
         jobs = useful() if worth_splitting(sum(map(_size, files))) else 1
     if len(files) == 1:
-        # what is told of a connection between several files is not known while one is read
         return [one(files[0], jobs=jobs, digest=Digester())]
+    one = partial(one, digest=Digester(several=True))
     if jobs > 1 and STANDARD_INPUT not in files:
         count = min(jobs, len(files))
         with suppress(NoProcesses), pool(count) as processes, temporary_places() as places:
