@@ -31,30 +31,33 @@ SCHEMA = 1
 
 def write(report: Report | Captures | Replays) -> Iterator[str]:
     """The document, indented; every text in it is safe to print."""
-    if not isinstance(report, Captures) or not report.reading.connections:
-        yield _indented(document(report)) + "\n"
-        return
-    # a capture may hold very many connections: they are written one by one
-    empty = report._replace(reading=report.reading._replace(connections=()))
-    before, after = _indented(document(empty)).split(_NO_ROWS)
-    separator = before + _NO_ROWS.removesuffix("]")
-    for row in report.reading.connections:
-        yield f"{separator}\n    {_indented(_connection(row), 4)}"
+    separator = "{"
+    for key, value in document(report).items():
+        yield f"{separator}\n  {json.dumps(key)}: "
         separator = ","
-    yield f"\n  ]{after}\n"
+        if isinstance(value, Iterator):
+            yield from _one_by_one(value)
+        else:
+            yield _indented(value, 2)
+    yield "\n}\n"
 
 
-# As it stands in a document, and nowhere in a text: that has no newline.
-_NO_ROWS = '\n  "connections": []'
+def _one_by_one(values: Iterator[Any]) -> Iterator[str]:
+    """A list of what there may be very much of."""
+    separator = "["
+    for value in values:
+        yield f"{separator}\n    {_indented(value, 4)}"
+        separator = ","
+    yield "[]" if separator == "[" else "\n  ]"
 
 
-def _indented(value: dict[str, Any], margin: int = 0) -> str:
+def _indented(value: Any, margin: int) -> str:
     text = json.dumps(value, indent=2, ensure_ascii=True)
     return text.replace("\n", "\n" + " " * margin)
 
 
 def document(report: Report | Captures | Replays) -> dict[str, Any]:
-    """The document as plain values."""
+    """As plain values, and iterators of some where they are many."""
     match report:
         case Captures():
             return _captures(report)
@@ -111,8 +114,8 @@ def _captures(report: Captures) -> dict[str, Any]:
         "files": [printable(name, 400) for name in reading.files],
         "problems": [printable(problem, 400) for problem in reading.problems],
         "findings": [_finding(finding) for finding in reading.findings],
-        "connections": [_connection(row) for row in reading.connections],
-        "paths": [_way(way) for way in reading.paths.ways],
+        "connections": map(_connection, reading.connections),
+        "paths": map(_way, reading.paths.ways),
         "vantage": _vantage(reading.paths) if reading.paths.files else None,
     }
 
