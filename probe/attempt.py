@@ -40,7 +40,7 @@ class Needs(StrEnum):
     NOTHING = "nothing"
     SSL_ANSWER = "ssl-answer"  # SSLRequest got its S
     TLS = "tls"  # the plain handshake finished
-    A_BYTE = "a-byte"  # the control got one
+    A_BYTE = "a-byte"  # somebody got one, and the control was not left waiting
     NO_BYTE = "no-byte"  # the control was closed without one
 
 
@@ -61,6 +61,9 @@ class Attempt:
     of trusted roots ("system" for the system's own) that the chain is verified against; None
     verifies nothing. ``proves`` goes on to the channel binding, with a random password;
     ``password`` logs in. ``key_log`` is a file for the TLS session's secrets, unless it logs in.
+
+    ``twice``: where it is closed without a word and the control gets through, it is made once
+    more, by itself: chance and limits on connections do that, too.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Attempt:
     proves: bool = False
     password: Password | None = None
     key_log: str | None = None
+    twice: bool = False
 
 
 def mixed_case(name: str) -> str:
@@ -124,15 +128,15 @@ SETS = {"quick": quick, "standard": standard, "all": everything}
 def _standard(control: Attempt, other_names: tuple[str, ...]) -> Iterator[Attempt]:
     plain = replace(control, name="ssl-request", opening=Opening.SSL_REQUEST)
     direct = replace(control, opening=Opening.DIRECT_TLS)
-    after_s = replace(plain, needs=Needs.SSL_ANSWER)
-    after_tls = replace(plain, needs=Needs.TLS)
-    shaped = replace(control, needs=Needs.TLS)  # with the opening of the client in question
+    after_s = replace(plain, needs=Needs.SSL_ANSWER, twice=True)
+    after_tls = replace(plain, needs=Needs.TLS, twice=True)
+    shaped = replace(after_tls, opening=control.opening)  # of the client in question
 
     nameless = replace(after_s, server_name=None, asked=None)
 
     yield control
-    yield plain
-    yield replace(direct, name="direct")
+    yield replace(plain, twice=True)
+    yield replace(direct, name="direct", twice=True)
     yield replace(control, name="silent", opening=Opening.NOTHING)
     yield _unknown(after_s, "unknown-name")
     yield _unknown(direct, "direct-unknown-name")
@@ -145,7 +149,7 @@ def _standard(control: Attempt, other_names: tuple[str, ...]) -> Iterator[Attemp
     for name in other_names:
         yield replace(after_s, name=f"other-name:{name}", server_name=name, asked=Asked.OTHER)
         yield replace(direct, name=f"direct-other-name:{name}", server_name=name, asked=Asked.OTHER)
-    yield replace(plain, name="split-request", split_request=True)
+    yield replace(plain, name="split-request", split_request=True, twice=True)
     yield replace(after_tls, name="protocol-3.1002", protocol=PROTOCOL_3_1002)
     if control.server_name:
         yield replace(shaped, name="mixed-case", server_name=mixed_case(control.server_name))
@@ -155,12 +159,12 @@ def _standard(control: Attempt, other_names: tuple[str, ...]) -> Iterator[Attemp
     if control.user != MADE_UP_USER or control.database != MADE_UP_DATABASE:
         yield replace(after_tls, name="made-up-user", user=MADE_UP_USER, database=MADE_UP_DATABASE)
     yield replace(after_s, name="tls-1.2", versions=TlsVersions.ONLY_1_2)
-    yield replace(after_s, name="tls-1.0-1.1", versions=TlsVersions.OBSOLETE)
+    yield replace(after_s, name="tls-1.0-1.1", versions=TlsVersions.OBSOLETE, twice=False)
     if control.proxy_header is None:
         yield replace(plain, name="proxy-header", proxy_header="v2", needs=Needs.NO_BYTE)
     # Routers by name let these hang: together, at the end, they cost one wait
-    yield replace(control, name="startup", opening=Opening.STARTUP)
-    yield replace(control, name="gssenc-request", opening=Opening.GSSENC_REQUEST)
+    yield replace(control, name="startup", opening=Opening.STARTUP, twice=True)
+    yield replace(control, name="gssenc-request", opening=Opening.GSSENC_REQUEST, twice=True)
     yield replace(control, name="cancel", opening=Opening.CANCEL)
 
 
@@ -172,7 +176,7 @@ def _unique(attempts: Iterable[Attempt]) -> Iterator[Attempt]:
     """Without those that would send what an earlier one sends (no name asked, for instance)."""
     seen: set[Attempt] = set()
     for attempt in attempts:
-        same = replace(attempt, name="", asked=None, needs=Needs.NOTHING)
+        same = replace(attempt, name="", asked=None, needs=Needs.NOTHING, twice=False)
         if same not in seen:
             seen.add(same)
             yield attempt

@@ -13,7 +13,12 @@ from probe.binding import Binding, binding_test
 from probe.certificate import Certificate
 from probe.evidence import Evidence, Variation, in_words, server_is_full
 from probe.handshake import Handshake, Opening
-from probe.path import pooler_sign, refused_made_up_user
+from probe.path import (
+    insists_on_certificate,
+    is_passing,
+    pooler_sign,
+    refused_made_up_user,
+)
 from probe.transcript import Asked
 from probe.witness import Comparison, compare
 
@@ -71,6 +76,8 @@ def _experience(evidence: Evidence, client: Client) -> Experience:
     if seen is None:
         return Experience(client.name, client.mode, None, "nothing that was tried has its habits")
     through, why = _meets(evidence, client, seen)
+    if evidence.unsteady:
+        through, why = None, f"{why}; but the same attempt does not always end so"
     return Experience(client.name, client.mode, through, f"{seen.attempt}: {why}")
 
 
@@ -85,7 +92,7 @@ def _alike(evidence: Evidence, client: Client) -> Handshake | None:
     first = evidence.first
     if first and (evidence.unreachable or server_is_full(first)):
         return first  # whoever comes
-    plain = evidence.first_with(opening)
+    plain = evidence.with_opening(opening)
     return plain if plain and plain.client_hello is None else None
 
 
@@ -94,6 +101,10 @@ def _meets(evidence: Evidence, client: Client, seen: Handshake) -> tuple[bool | 
         return False, "TLS finishes without ALPN, and libpq leaves"
     if refused_made_up_user(evidence, seen):
         return None, "the made-up user is refused, and perhaps not others: --user, --dbname"
+    if insists_on_certificate(seen) is not False:
+        return None, f"{in_words(seen)}; with a client certificate it may get in"
+    if seen.error and is_passing(seen.error) and not server_is_full(seen):
+        return None, f"{in_words(seen)}, which passes"
     if not seen.authenticates:
         return False, in_words(seen)
     told = compare(seen)

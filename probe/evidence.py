@@ -11,11 +11,12 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import NamedTuple
 
 from probe.attempt import ALPN, MADE_UP_DATABASE, MADE_UP_USER
 from probe.finding import Proof
-from probe.handshake import Handshake, Opening, Outcome
+from probe.handshake import Handshake, Opening, Outcome, Stage
 from probe.transcript import Asked, ConnectFailure, Party
 from probe.wire.hello import ClientHello
 from probe.wire.startup import PROTOCOL_3_1002
@@ -177,8 +178,12 @@ class Evidence:
         alpn: bool | None = None,
         variation: Variation | None = None,
     ) -> Handshake | None:
-        """The first of :meth:`all`, or None when nobody asked so."""
-        return next(self.all(opening, asked, alpn=alpn, variation=variation), None)
+        """The one of :meth:`all` that got furthest, or None when nobody asked so.
+
+        A fault of the way is there each time: what worked once is not such a fault.
+        """
+        alike = self.all(opening, asked, alpn=alpn, variation=variation)
+        return min(alike, key=reach, default=None)
 
     @property
     def first(self) -> Handshake | None:
@@ -198,7 +203,30 @@ class Evidence:
     @property
     def main(self) -> Handshake | None:
         """The control of the client that the question is about."""
-        return self.controls[0] if self.controls else self.first
+        return min(self.controls, key=reach, default=self.first)
+
+    @property
+    def unsteady(self) -> str | None:
+        """What the controls of a run disagree on, or None. A full server is not a changed path."""
+        if self.question.strangers:
+            return None
+        told = _disagreement(seen for seen in self.controls if not server_is_full(seen))
+        return in_turn(told) if told else None
+
+    @property
+    def disagreements(self) -> Iterator[tuple[Handshake, ...]]:
+        """Handshakes that asked alike and ended differently, one of each way to end."""
+        known = set()
+        for seen in self.handshakes:
+            variations = self.variations(seen)
+            asks = seen.opening, seen.asked, seen.alpn_offered, variations
+            if asks in known or not seen.client_hello or len(variations) > 1:
+                continue
+            known.add(asks)
+            variation = next(iter(variations), None)
+            alike = self.all(seen.opening, seen.asked, alpn=seen.alpn_offered, variation=variation)
+            if told := _disagreement(other for other in alike if not server_is_full(other)):
+                yield told
 
     @property
     def direct(self) -> Handshake | None:
@@ -215,16 +243,14 @@ class Evidence:
         """The control with each other name that is known to be routed."""
         return tuple(self.all(asked=Asked.OTHER))
 
-    def first_with(self, opening: Opening) -> Handshake | None:
-        """The first handshake with this opening and no PROXY header of our own."""
-        return next(
-            (
-                seen
-                for seen in self.handshakes
-                if seen.opening is opening and Variation.PROXY_HEADER not in self.variations(seen)
-            ),
-            None,
+    def with_opening(self, opening: Opening) -> Handshake | None:
+        """The one with this opening, and no PROXY header of our own, that got furthest."""
+        plain = (
+            seen
+            for seen in self.handshakes
+            if seen.opening is opening and Variation.PROXY_HEADER not in self.variations(seen)
         )
+        return min(plain, key=reach, default=None)
 
     # -- what several handshakes say together -------------------------------------------------
 
@@ -249,37 +275,43 @@ class Evidence:
 
         The salt that a server makes up for a user it does not know depends on that user's name
         and a secret of the cluster (PostgreSQL, ``mock_scram_secret``); for a user that exists
-        it is the user's own, so only the made-up one counts.
+        it is the user's own, so only the made-up one counts. Some proxies make up another salt
+        for each connection (Neon's): where none came twice, none tells a cluster.
         """
-        if seen.salt is None or seen.startup is None:
+        salt = _made_up_salt(seen)
+        if salt is None or not self._salts_last:
             return None
-        who = (seen.startup.get("user"), seen.startup.get("database"))
-        if who != (MADE_UP_USER, MADE_UP_DATABASE):
-            return None
-        return hashlib.sha256(b"pgprobe cluster\0" + seen.salt).hexdigest()[:12]
+        return hashlib.sha256(b"pgprobe cluster\0" + salt).hexdigest()[:12]
+
+    @cached_property
+    def _salts_last(self) -> bool:
+        """One came twice, or there is but one."""
+        salts = [salt for salt in map(_made_up_salt, self.handshakes) if salt is not None]
+        return len(salts) < 2 or len(set(salts)) < len(salts)
 
     def same_place(self, one: Handshake, other: Handshake) -> bool | None:
         """Whether two handshakes ended at one place: by cluster, else by leaf certificate.
 
-        None: not enough was shown. Equal leaves prove nothing where a wildcard certificate
-        serves many, but unequal ones do.
+        None: not enough was shown. One cluster may show several certificates: its replicas' own,
+        or one for each name. Equal leaves prove nothing where a wildcard certificate serves many.
         """
         clusters = self.cluster(one), self.cluster(other)
-        if one.leaf and other.leaf and one.leaf != other.leaf:
-            return False
-        if all(clusters) and clusters[0] != clusters[1]:
-            return False
-        known = (one.leaf and other.leaf) or all(clusters)
-        return True if known else None
+        if all(clusters):
+            return clusters[0] == clusters[1]
+        return one.leaf == other.leaf if one.leaf and other.leaf else None
 
     def home(self, seen: Handshake) -> tuple[Handshake, ...]:
-        """The handshakes that finished TLS with the same opening and the same name."""
+        """The handshakes that finished TLS with the same opening and the same name.
+
+        They differ from a plain client in nothing that a router could look at.
+        """
         return tuple(
             other
             for other in self.handshakes
             if other.established
             and other.opening is seen.opening
             and other.server_name == seen.server_name
+            and self.variations(other) <= BEHIND_THE_HELLO
         )
 
     def leads_elsewhere(self, seen: Handshake, home: Iterable[Handshake]) -> bool:
@@ -310,6 +342,46 @@ class Evidence:
         wordless = seen.opening in (Opening.NOTHING, Opening.CANCEL)
         text = says or (step.says if step and not wordless else in_words(seen))
         return Proof(seen.door, seen.attempt, step.stage.value if step else None, text)
+
+
+# What shows only when the route is chosen.
+BEHIND_THE_HELLO = {Variation.NEWEST_PROTOCOL, Variation.OTHER_USER, Variation.VERIFIED}
+
+
+def reach(seen: Handshake) -> tuple[bool, bool, int]:
+    """To sort by: what got furthest comes first."""
+    stages = list(Stage)
+    return (
+        not seen.authenticates,
+        not gets_through(seen),
+        -(stages.index(seen.reached) if seen.reached else -1),
+    )
+
+
+def _disagreement(handshakes: Iterable[Handshake]) -> tuple[Handshake, ...]:
+    """One of each way in which they ended; none, where they agree.
+
+    Who hangs up may do so with a FIN, an RST or an alert, whichever the network brings first.
+    """
+    kinds: dict[tuple[Stage | None, Outcome], Handshake] = {}
+    for seen in handshakes:
+        refused = hung_up(seen) or seen.alert is not None
+        kinds.setdefault((seen.reached, Outcome.CLOSED if refused else seen.outcome), seen)
+    return tuple(kinds.values()) if len(kinds) > 1 else ()
+
+
+def in_turn(handshakes: Iterable[Handshake]) -> str:
+    """How each of these ended that asked alike, in a sentence."""
+    told = "; ".join(f"{seen.attempt} is {in_words(seen)}" for seen in handshakes)
+    return f"the same attempt ends differently each time: {told}"
+
+
+def _made_up_salt(seen: Handshake) -> bytes | None:
+    """The salt that was made up for the user whom pgprobe made up, or None."""
+    if seen.startup is None:
+        return None
+    who = (seen.startup.get("user"), seen.startup.get("database"))
+    return seen.salt if who == (MADE_UP_USER, MADE_UP_DATABASE) else None
 
 
 def _newest(hello: ClientHello) -> int:
@@ -375,7 +447,7 @@ def selects_alpn(seen: Handshake) -> bool:
 
 def breaks_on_request(evidence: Evidence) -> Handshake | None:
     """The control, where SSLRequest got no S, N or E: a close, silence, a raw TLS alert."""
-    seen = evidence.first_with(Opening.SSL_REQUEST)
+    seen = evidence.with_opening(Opening.SSL_REQUEST)
     if seen is None or seen.not_connected:
         return None
     raw_alert = seen.ssl_answer == "other" and seen.alert is not None
@@ -385,7 +457,7 @@ def breaks_on_request(evidence: Evidence) -> Handshake | None:
 
 def foreign_answer(evidence: Evidence) -> Handshake | None:
     """The handshake in which another protocol answered where PostgreSQL should."""
-    asking = evidence.first_with(Opening.SSL_REQUEST)
+    asking = evidence.with_opening(Opening.SSL_REQUEST)
     if asking and asking.foreign and not asking.glued:
         return asking
     if asking and asking.ssl_answer == "S" and asking.startup_in_tls and not asking.foreign:

@@ -26,11 +26,19 @@ from probe.handshake import Handshake, Opening, Outcome
 from probe.transcript import Asked, LoggedIn, ServerView
 from probe.wire import printable
 from probe.wire.messages import ErrorResponse
-from probe.wire.records import NO_APPLICATION_PROTOCOL, UNRECOGNIZED_NAME
+from probe.wire.records import (
+    BAD_CERTIFICATE,
+    CERTIFICATE_REQUIRED,
+    HANDSHAKE_FAILURE,
+    NO_APPLICATION_PROTOCOL,
+    UNRECOGNIZED_NAME,
+)
 from probe.witness import Comparison, Part, compare
 
 CLASS_AUTHORIZATION = "28"  # SQLSTATE class: invalid authorization specification
 CLASS_CATALOG = "3D"  # SQLSTATE class: no such database
+INVALID_AUTHORIZATION = "28000"  # SQLSTATE
+_AGAINST_CERTIFICATES = (HANDSHAKE_FAILURE, BAD_CERTIFICATE)
 TLS_1_3, P_256 = 0x0304, 0x0017  # a version, and a named group (RFC 8446, 4.2.7)
 CLASS_RESOURCES, CLASS_INTERVENTION = "53", "57"  # full; shutting down, starting up
 
@@ -417,7 +425,7 @@ def _tls_end(evidence: Evidence, signs: tuple[Sign, ...], pooler: bool) -> TlsEn
         return TlsEnd.PROXY
     if any(seen.established for seen in evidence.handshakes):
         return TlsEnd.UNKNOWN
-    refused = evidence.first_with(Opening.SSL_REQUEST)
+    refused = evidence.with_opening(Opening.SSL_REQUEST)
     return TlsEnd.NOWHERE if refused and refused.ssl_answer == "N" else TlsEnd.UNKNOWN
 
 
@@ -515,7 +523,7 @@ def _routing_of(evidence: Evidence, opening: Opening, *, alpn: bool = True) -> R
             return Routing.IGNORES_NAME
     if asked is None or lost is None or not asked.established:
         return Routing.UNKNOWN
-    if not lost.established or placeholder(lost):
+    if not lost.established or placeholder(lost) or turned_away(lost, asked):
         return Routing.BY_NAME
     others = [seen for seen in evidence.all(opening, Asked.OTHER, alpn=alpn) if seen.established]
     home = evidence.home(asked)
@@ -523,8 +531,17 @@ def _routing_of(evidence: Evidence, opening: Opening, *, alpn: bool = True) -> R
     return Routing.CATCH_ALL if elsewhere else Routing.IGNORES_NAME
 
 
+def turned_away(seen: Handshake, asked: Handshake) -> bool:
+    """Behind TLS it is refused in words, where the asked name is let through with the same user.
+
+    A proxy that finds its server by the name may say so in PostgreSQL's own protocol.
+    """
+    refused = seen.error is not None and not seen.authenticates and not is_passing(seen.error)
+    return asked.authenticates and seen.startup_in_tls and refused and seen.startup == asked.startup
+
+
 def _answerer(evidence: Evidence, end: TlsEnd, routing: Routing) -> Answerer:
-    asking = evidence.control or evidence.first_with(Opening.SSL_REQUEST)
+    asking = evidence.control or evidence.with_opening(Opening.SSL_REQUEST)
     if evidence.mute:
         return Answerer.NOBODY
     if asking is None or asking.not_connected:
@@ -571,6 +588,14 @@ def proxy_says_s(evidence: Evidence, end: TlsEnd, routing: Routing) -> bool:
     return strange or broke_off(startup)
 
 
+def answered_as_by_a_server(startup: Handshake | None) -> bool:
+    """A clear StartupMessage came to a real server: authentication, or an error with a routine."""
+    if startup is None:
+        return False
+    words = startup.error is not None and startup.error.routine is not None
+    return startup.authentication is not None or words
+
+
 def _direct_tls(evidence: Evidence) -> DirectTls:
     direct = evidence.direct
     if direct is None:
@@ -587,18 +612,41 @@ def reaches_server(seen: Handshake) -> bool:
     return seen.authenticates or (seen.startup_in_tls and refused)
 
 
+def insists_on_certificate(seen: Handshake) -> bool | None:
+    """Whether a client certificate is demanded, and none was good enough; None: it may well be.
+
+    TLS has a word for it since 1.3 (RFC 8446, 6.2: 116); before that peers say 40 or 42 behind
+    the client's empty Certificate. PostgreSQL itself says it later, in an ErrorResponse.
+    """
+    if seen.error and seen.error.sqlstate == INVALID_AUTHORIZATION:
+        return "client certificate" in seen.error.message
+    if not seen.certificate_asked or seen.alert is None:
+        return False
+    if seen.alert.description == CERTIFICATE_REQUIRED:
+        return True
+    return None if seen.alert.description in _AGAINST_CERTIFICATES else False
+
+
+def is_passing(error: ErrorResponse) -> bool:
+    """The server is full, starts, stops or recovers: it says so of whoever comes."""
+    return (error.sqlstate or "")[:2] in (CLASS_RESOURCES, CLASS_INTERVENTION)
+
+
 def _may_be_its_users(error: ErrorResponse) -> bool:
     """Whether other users or databases may be welcome: poolers have any code for that."""
     kind = (error.sqlstate or "")[:2]
-    busy = kind in (CLASS_RESOURCES, CLASS_INTERVENTION)
-    return kind in (CLASS_AUTHORIZATION, CLASS_CATALOG) or not (error.routine or busy)
+    return kind in (CLASS_AUTHORIZATION, CLASS_CATALOG) or not (error.routine or is_passing(error))
 
 
 def refused_made_up_user(evidence: Evidence, seen: Handshake) -> bool:
-    """The user or database that pgprobe made up is refused; others may be welcome."""
-    error = seen.error
+    """The user or database that pgprobe made up is refused; others may be welcome.
+
+    Where the main connection is let through with them, it is something else.
+    """
+    error, main = seen.error, evidence.main
     return (
         error is not None
+        and not (main is not None and main.authenticates)
         and seen.witness is None
         and seen.startup_in_tls
         and evidence.question.user == MADE_UP_USER

@@ -23,9 +23,9 @@ from probe.attempt import MADE_UP_USER
 from probe.captured import Captured
 from probe.diagnosis import Hop, diagnose_hops
 from probe.digest import Digest, Digester, observed
-from probe.evidence import Evidence, Question, gets_through
+from probe.evidence import Evidence, Question, gets_through, reach
 from probe.finding import Finding
-from probe.handshake import Handshake, Opening, Stage
+from probe.handshake import Handshake, Opening
 from probe.rules import judge
 from probe.sighting import Sighting, Vantage
 from probe.transcript import Asked, Transcript
@@ -300,7 +300,7 @@ class _Strangers:
             seen = self.handshake(kind.members[0])
             members[seen.attempt] = kind.members
             meant.append(replace(seen, asked=_meant(seen, name)))
-        meant.sort(key=_by_reach)
+        meant.sort(key=reach)
         plain = [h for h in meant if h.asked is Asked.TARGET and h.client_hello]
         starttls = [
             h for h in meant if h.asked is Asked.TARGET and h.opening is Opening.SSL_REQUEST
@@ -346,9 +346,3 @@ def _spelling(plain: Sequence[Handshake]) -> str | None:
     """The name as most write it: in lower case, if anybody does."""
     names = [seen.server_name for seen in plain if seen.server_name]
     return next((name for name in names if name == name.lower()), names[0] if names else None)
-
-
-def _by_reach(seen: Handshake) -> tuple[bool, int]:
-    """What got furthest comes first."""
-    stages = list(Stage)
-    return not gets_through(seen), -(stages.index(seen.reached) if seen.reached else -1)

@@ -13,6 +13,8 @@ has no clock and no socket: the source tells it the time. The rules, and why:
   control had to is silent; a healthy endpoint must not cost a time-out.
 * *Silent* listens until the others are done, and to its full time-out only where nobody got a
   byte; the last control shows whether the endpoint is still what it was.
+* What was closed without a word, where the control got through, is made once more, by itself: a
+  node that is down, a limit on connections and a rate limiter must not look like a rule.
 """
 
 from __future__ import annotations
@@ -52,11 +54,18 @@ class _Progress:
     attempt: Attempt
     heard: bool = False
     ssl_answer: bool = False
+    answers: int = 0
     established: bool = False
     slowest: float = 0.0  # seconds waited for an answer
     last_heard: float = 0.0  # seconds since the run began
     past_startup: bool = False
     ended: Ended | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Closed without a word, or with an S alone."""
+        without = not self.heard or (self.ssl_answer and self.answers == 1)
+        return without and self.ended in (Ended.CLOSED, Ended.NOT_CONNECTED)
 
 
 @dataclass(eq=False, repr=False)
@@ -70,7 +79,7 @@ class Schedule:
     _made: dict[str, _Progress] = field(init=False, default_factory=dict)
     _control: Attempt = field(init=False)
     _asks: Attempt | None = field(init=False)  # the first with a plain SSLRequest
-    _again: Attempt | None = field(init=False, default=None)  # the last control
+    _again: list[Attempt] = field(init=False, default_factory=list)  # the control is the last
     _full: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -79,21 +88,20 @@ class Schedule:
         plain = (a for a in self._waiting if a.opening is Opening.SSL_REQUEST)
         self._asks = next((a for a in plain if a.needs is Needs.NOTHING), None)
         if len(self._waiting) > 1:
-            name = f"{self._control.name}-again"
-            self._again = replace(self._control, name=name, needs=Needs.A_BYTE)
-            self._waiting.append(self._again)
+            self._again.append(_once_more(self._control, Needs.A_BYTE))
 
     # -- what the source tells ---------------------------------------------------------------
 
     def started(self, attempt: Attempt) -> None:
         """The attempt's connection is being made."""
-        self._waiting.remove(attempt)
+        (self._again if attempt in self._again else self._waiting).remove(attempt)
         self._made[attempt.name] = _Progress(attempt)
 
     def heard(self, attempt: Attempt, data: bytes, waited: float, now: float) -> None:
         """The server said these bytes on the wire at ``now``, after so many seconds."""
         progress = self._made[attempt.name]
         progress.last_heard = now
+        progress.answers += 1
         if not progress.heard:
             progress.heard = True
             progress.ssl_answer = data[:1] == b"S" and attempt.opening is Opening.SSL_REQUEST
@@ -114,7 +122,10 @@ class Schedule:
 
     def ended(self, attempt: Attempt, how: Ended) -> None:
         """The attempt is over."""
-        self._made[attempt.name].ended = how
+        progress = self._made[attempt.name]
+        progress.ended = how
+        if attempt.twice and progress.lost:
+            self._again.insert(-1, _once_more(attempt, Needs.TLS))
 
     # -- what the source asks ----------------------------------------------------------------
 
@@ -126,13 +137,11 @@ class Schedule:
         running = [p for p in self._made.values() if p.ended is None]
         if len(running) >= IN_FLIGHT or not self._head_start_over(now) or self._seems_deaf():
             return None
-        ready = [a for a in self._waiting if self._ready(a)]
-        first = next(iter(ready), None)
-        if first is not self._again:
+        if first := next(filter(self._ready, self._waiting), None):
             return first
-        # the last control waits for all others, so that it really is the last
+        # each by itself, and the control behind all others
         busy = any(p.attempt.opening is not Opening.NOTHING for p in running)
-        return None if busy or len(self._waiting) > 1 else first
+        return None if busy or self._waiting else next(filter(self._ready, self._again), None)
 
     def may_pass_startup(self) -> bool:
         """Whether one more connection may send its StartupMessage."""
@@ -143,12 +152,17 @@ class Schedule:
         """How many seconds the attempt may wait for its next bytes, as things stand now."""
         others = [p for p in self._made.values() if p.attempt is not attempt]
         if attempt.opening is Opening.NOTHING:
-            busy = any(p.ended is None for p in others) or bool(self._waiting)
+            busy = any(p.ended is None for p in others) or bool(self._waiting or self._again)
             return self.timeout if busy or not self._anybody_heard() else 0.0
         control = self._made[self._control.name]
         if attempt is self._control or control.ended is not Ended.LEFT or not control.established:
             return self.timeout
-        return min(self.timeout, max(LEAST_PATIENCE, PATIENCE_FACTOR * control.slowest))
+        return min(self.timeout, self.least_patience)
+
+    @property
+    def least_patience(self) -> float:
+        """How many seconds without an answer are silence, by what the control had to wait."""
+        return max(LEAST_PATIENCE, PATIENCE_FACTOR * self._made[self._control.name].slowest)
 
     @property
     def wakes_at(self) -> float:
@@ -160,12 +174,14 @@ class Schedule:
     def finished(self) -> bool:
         """Nothing runs and nothing is to be started."""
         self._drop()
-        return not self._waiting and all(p.ended for p in self._made.values())
+        return not (self._waiting or self._again) and all(p.ended for p in self._made.values())
 
     def cut_off(self, why: str) -> None:
         """Nothing more is to be started."""
-        self.not_made += [(attempt.name, why) for attempt in self._waiting]
+        left = *self._waiting, *filter(self._ready, self._again)
+        self.not_made += [(attempt.name, why) for attempt in left]
         self._waiting.clear()
+        self._again.clear()
 
     # -- how it decides ----------------------------------------------------------------------
 
@@ -183,7 +199,8 @@ class Schedule:
             case Needs.TLS:
                 return told is not None and told.established
             case Needs.A_BYTE:
-                return told is not None and told.ended is not None and told.heard
+                spoke = told is not None and (told.heard or told.ended is Ended.CLOSED)
+                return spoke and self._anybody_heard()
             case Needs.NO_BYTE:
                 return told is not None and told.ended is Ended.CLOSED and not told.heard
 
@@ -211,6 +228,8 @@ class Schedule:
             self.cut_off("there is no connection")
         elif self._deaf():
             self.cut_off("nothing is ever answered here")
+        if not self._waiting and all(p.ended for p in self._made.values()):
+            self._again = [a for a in self._again if self._ready(a)]
         for attempt in [a for a in self._waiting if self._hopeless(a)]:
             self._waiting.remove(attempt)
             if attempt.needs in _MISSING:
@@ -235,3 +254,7 @@ class Schedule:
 
     def _anybody_heard(self) -> bool:
         return any(p.heard for p in self._made.values())
+
+
+def _once_more(attempt: Attempt, needs: Needs) -> Attempt:
+    return replace(attempt, name=f"{attempt.name}-again", needs=needs, twice=False)

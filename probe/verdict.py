@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import NamedTuple
 
-from probe.evidence import Evidence, in_words, server_is_full
+from probe.evidence import Evidence, in_words
 from probe.finding import Finding, Severity
 from probe.handshake import Stage
 from probe.path import Path, Routing, TlsEnd, refused_made_up_user
@@ -54,12 +54,11 @@ def decide_verdict(evidence: Evidence, path: Path, findings: tuple[Finding, ...]
         stage = Stage.CERTIFICATE
     if evidence.unreachable and errors:
         return Verdict(Status.UNREACHABLE, stage, evidence.door, errors[0].message)
-    unsteady = _unsteady(evidence)
-    if unsteady:
-        return Verdict(Status.INDETERMINATE, stage, evidence.door, unsteady)
+    if evidence.unsteady:
+        return Verdict(Status.INDETERMINATE, stage, evidence.door, evidence.unsteady)
     only_refused = {error.name for error in errors} == {"startup-refused"}
-    if only_refused and path.pooler and refused_made_up_user(evidence, main):
-        # a pooler knows only its own users
+    if only_refused and refused_made_up_user(evidence, main):
+        # a pooler knows only its own users, and pg_hba.conf may list them
         return Verdict(Status.INDETERMINATE, stage, evidence.door, errors[0].message)
     if errors:
         return Verdict(Status.BROKEN, stage, evidence.door, errors[0].message)
@@ -70,16 +69,6 @@ def decide_verdict(evidence: Evidence, path: Path, findings: tuple[Finding, ...]
     if degrading:
         return Verdict(Status.DEGRADED, None, evidence.door, degrading[0].message)
     return Verdict(Status.PASSES, None, None, _passing(evidence, path))
-
-
-def _unsteady(evidence: Evidence) -> str | None:
-    """What the control attempts disagree on, or None. A full server is not a changed path."""
-    ended = [seen for seen in evidence.controls if not server_is_full(seen)]
-    kinds = {(seen.reached, seen.outcome): seen for seen in reversed(ended)}
-    if len(kinds) < 2:
-        return None
-    told = "; ".join(f"{seen.attempt} is {in_words(seen)}" for seen in kinds.values())
-    return f"the same attempt ends differently each time: {told}"
 
 
 def _passing(evidence: Evidence, path: Path) -> str:

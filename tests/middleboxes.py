@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ssl
 import struct
-from collections.abc import Callable
+from base64 import b64encode
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -15,6 +16,7 @@ from peers import (
     BINDING_OFFER,
     DOOR,
     NAME,
+    SALT,
     SERVER_FIRST,
     Backend,
     authority,
@@ -46,6 +48,9 @@ class Fate:
     offer: bytes = BINDING_OFFER  # the answer to StartupMessage inside TLS
     alpn: str | None = "postgresql"
     tickets: bool = False  # to resume the session with, which PostgreSQL does not give
+    salt: bytes = SALT  # for the user whom pgprobe made up
+    newest: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED
+    demands: bool = False  # a client certificate, in the handshake
 
     def transcript(self, attempt: Attempt) -> Transcript:
         """The attempt meets this fate."""
@@ -61,9 +66,10 @@ class Fate:
 
     def _backend(self, attempt: Attempt) -> Backend:
         def messages(said: bytes) -> bytes:
-            return {b"\0": self.offer, b"p": SERVER_FIRST}.get(said[:1], b"")
+            first = SERVER_FIRST.replace(b64encode(SALT), b64encode(self.salt))
+            return {b"\0": self.offer, b"p": first}.get(said[:1], b"")
 
-        made = context(self.name, self.alpn, self.tickets)
+        made = context(self.name, self.alpn, self.tickets, self.newest, self.demands)
         return Backend(made, messages, attempt.opening is DIRECT)
 
     def _answer(self) -> Callable[[bytes], bytes]:
@@ -76,11 +82,17 @@ class Fate:
 
 
 @cache
-def context(name: str, alpn: str | None, tickets: bool) -> ssl.SSLContext:
+def context(
+    name: str, alpn: str | None, tickets: bool, newest: ssl.TLSVersion, demands: bool
+) -> ssl.SSLContext:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     host = name if " " not in name else "placeholder.invalid"  # a placeholder's is no host's name
     authority().issue_cert(host, common_name=name).configure_cert(made)
     made.num_tickets = int(tickets)
+    made.maximum_version = newest
+    if demands:
+        made.verify_mode = ssl.CERT_REQUIRED
+        authority().configure_trust(made)
     if alpn:
         made.set_alpn_protocols([alpn])
     return made
@@ -123,6 +135,11 @@ def ask(middlebox: Middlebox, *others: str) -> Diagnosis:
         if fate.serves:
             fate = IN_CLEAR.get(attempt.opening, fate)
         made.append(fate.transcript(attempt))
+    return judged(made)
+
+
+def judged(made: Sequence[Transcript]) -> Diagnosis:
+    """What was said at one door, judged."""
     return diagnose(Question(name=NAME, identity=NAME), {DOOR: made})
 
 

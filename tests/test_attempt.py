@@ -62,7 +62,7 @@ def named(attempts: tuple[Attempt, ...]) -> dict[str, Attempt]:
 
 def says(attempt: Attempt) -> Attempt:
     """The attempt without what does not show on the wire."""
-    return replace(attempt, name="", asked=None, needs=Needs.NOTHING)
+    return replace(attempt, name="", asked=None, needs=Needs.NOTHING, twice=False)
 
 
 def differences(attempt: Attempt, other: Attempt) -> set[str]:

@@ -99,7 +99,7 @@ def test_a_port_where_nobody_listens_is_refused() -> None:
     assert connecting == Connecting(f"127.0.0.1:{port}")
     assert failed == NotConnected(ConnectFailure.REFUSED, "Connection refused")
     assert not transcript.connected
-    assert [name for name, _ in not_made] == ["direct", "control-again"]
+    assert [name for name, _ in not_made] == ["direct"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ understood must never be called healthy.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -19,19 +20,22 @@ from middleboxes import (
     ONLY_SCRAM,
     OTHER,
     RESET,
+    S_THEN_ALERT,
     S_THEN_CLOSED,
     SERVED,
     SILENT,
     Fate,
     ask,
     but,
+    error,
+    judged,
     names,
     server,
 )
 from peers import DOOR, NAME
 
 from probe.attempt import UNKNOWN_NAME, Attempt, HelloShape, standard
-from probe.diagnosis import diagnose
+from probe.diagnosis import Diagnosis, diagnose
 from probe.evidence import Evidence, Question
 from probe.finding import Certainty, Severity
 from probe.handshake import Opening
@@ -150,11 +154,157 @@ def test_a_session_ticket_beside_alpn_speaks_for_a_proxy_and_does_not_decide() -
     assert signs(replace(SERVED, tickets=True, alpn=None)) == []  # old servers gave some
 
 
+# -- what is not there each time -------------------------------------------------------------------
+
+NO_NAME = replace(CONTROL, name="no-name", server_name=None, asked=None)
+
+
+def twice(attempt: Attempt, *fates: Fate) -> list[Transcript]:
+    again = replace(attempt, name=f"{attempt.name}-again")
+    return [fate.transcript(each) for each, fate in zip((attempt, again), fates, strict=True)]
+
+
+def certainties(diagnosis: Diagnosis) -> dict[str, str]:
+    return {finding.name: finding.certainty for finding in diagnosis.findings}
+
+
 def test_controls_that_end_differently_are_indeterminate() -> None:
-    again = replace(CONTROL, name="control-again")
-    made = [SERVED.transcript(CONTROL), S_THEN_CLOSED.transcript(again)]
-    diagnosis = diagnose(Question(name=NAME), {DOOR: made})
+    diagnosis = judged(twice(CONTROL, SERVED, S_THEN_CLOSED))
     assert diagnosis.first.verdict.status == "indeterminate"
+    assert names(diagnosis) == {"answers-vary"}
+
+
+def test_where_controls_end_differently_comparisons_are_only_possible_and_clients_unknown() -> None:
+    made = [*twice(CONTROL, SERVED, S_THEN_CLOSED), *twice(NO_NAME, S_THEN_CLOSED, S_THEN_CLOSED)]
+    told = certainties(judged(made))
+    assert told == {"sni-required": "possible", "answers-vary": "proved"}
+    assert {row.gets_through for row in judged(made).first.clients} == {None}
+    steady = [*twice(CONTROL, SERVED, SERVED), *made[2:]]
+    assert certainties(judged(steady)) == {"sni-required": "proved"}
+
+
+@pytest.mark.parametrize("fate", [CLOSED, RESET])
+def test_what_got_through_when_it_was_made_again_is_no_fault(fate: Fate) -> None:
+    made = [
+        *twice(CONTROL, SERVED, SERVED),
+        *twice(NO_NAME, fate.behind_s(), SERVED),
+        *twice(replace(CONTROL, name="split", split_request=True), fate, SERVED),
+    ]
+    diagnosis = judged(made)
+    assert diagnosis.first.verdict.status == "passes"
+    assert names(diagnosis) == {"answers-vary"}
+
+
+def test_a_control_that_was_lost_once_blames_no_router() -> None:
+    direct = replace(CONTROL, name="direct", opening=DIRECT)
+    diagnosis = judged([*twice(CONTROL, CLOSED, SERVED), SERVED.transcript(direct)])
+    assert diagnosis.first.verdict.status == "indeterminate"
+    assert "sni-router-without-starttls" not in names(diagnosis)
+
+
+def test_fin_rst_and_alert_at_one_step_are_one_way_to_hang_up() -> None:
+    for other in (RESET.behind_s(), S_THEN_ALERT):
+        diagnosis = judged(twice(CONTROL, S_THEN_CLOSED, other))
+        assert diagnosis.first.verdict.status == "broken"
+        assert "answers-vary" not in names(diagnosis)
+
+
+# -- which place it is -----------------------------------------------------------------------------
+
+ANOTHER = replace(SERVED, name=OTHER, salt=b"another cluster!")
+
+
+def test_salts_that_are_made_up_for_each_connection_tell_no_clusters() -> None:
+    salts = (bytes([n]) * 16 for n in range(100))
+    diagnosis = ask(lambda attempt: replace(server(attempt), salt=next(salts)))
+    assert diagnosis.first.path.cluster is None
+    assert diagnosis.first.verdict.status == "passes"
+    assert names(diagnosis) == names(ask(server))
+
+
+def test_two_clusters_by_turns_are_told_as_their_salts_come_again() -> None:
+    turns = (n % 2 for n in range(100))
+    diagnosis = ask(lambda attempt: ANOTHER if next(turns) else SERVED)
+    assert "clusters-differ" in names(diagnosis)
+
+
+def test_one_cluster_with_several_certificates_is_one_place() -> None:
+    other = replace(SERVED, name=OTHER)
+    by_name = ask(but(lambda a: a.server_name != NAME, other))
+    assert by_name.first.path.routing == "ignores-name"
+    assert names(by_name) == names(ask(server))
+    replicas = (n % 2 for n in range(100))
+    by_turns = ask(lambda attempt: other if next(replicas) else server(attempt))
+    places = {"wrong-backend", "name-ignored", "catch-all-route", "sni-case-sensitive"}
+    assert not names(by_turns) & places
+
+
+def test_a_shape_that_is_led_elsewhere_is_no_second_cluster_of_the_name() -> None:
+    diagnosis = ask(but(lambda a: a.shape is HelloShape.RECORDS, ANOTHER))
+    assert names(diagnosis) & {"split-client-hello-breaks", "clusters-differ"} == {
+        "split-client-hello-breaks"
+    }
+
+
+def test_a_name_that_is_cut_where_others_are_taken_in_is_no_proved_catch_all() -> None:
+    diagnosis = ask(but(lambda a: a.server_name == NAME, S_THEN_CLOSED))
+    assert certainties(diagnosis)["catch-all-route"] == "possible"
+    assert "known names lead elsewhere" not in str(diagnosis.findings)
+
+
+def test_a_proxy_that_finds_its_server_by_name_in_postgresqls_own_protocol_routes_by_name() -> None:
+    refusal = replace(SERVED, offer=error("08P01", "Endpoint ID is not specified"))
+    diagnosis = ask(but(lambda a: a.server_name != NAME and a.opening is not DIRECT, refusal))
+    assert diagnosis.first.path.routing == "by-name"
+    assert certainties(diagnosis)["sni-required"] == "proved"
+    told = {row.client: row.gets_through for row in diagnosis.first.clients}
+    assert told["libpq-13"] is False
+    assert told["libpq-17"] is True
+
+
+# -- who is let in ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_peer_that_demands_a_client_certificate_is_named(newest: ssl.TLSVersion) -> None:
+    diagnosis = ask(lambda attempt: replace(SERVED, newest=newest, demands=True))
+    assert diagnosis.first.verdict.status == "broken"
+    sure = newest is ssl.TLSVersion.TLSv1_3
+    assert certainties(diagnosis)["client-certificate-asked"] == ("proved" if sure else "likely")
+    assert not names(diagnosis) & {"startup-unanswered", "tls-handshake-failed"}
+    told = {row.client: row.gets_through for row in diagnosis.first.clients}
+    assert told["libpq-17"] is None
+
+
+def test_a_rule_for_certificates_is_answered_with_a_certificate_and_not_with_a_wider_rule() -> None:
+    words = error("28000", "connection requires a valid client certificate", R="ClientAuth")
+    diagnosis = ask(lambda attempt: replace(SERVED, offer=words))
+    (refused,) = (f for f in diagnosis.findings if f.name == "startup-refused")
+    assert "sslcert" in refused.fix[0].change
+    assert "pg_hba" not in str(refused.fix)
+
+
+def test_where_only_the_made_up_user_is_refused_it_is_not_known_who_gets_in() -> None:
+    words = error("28000", "no pg_hba.conf entry for host, SSL encryption", R="ClientAuth")
+    diagnosis = ask(lambda attempt: replace(SERVED, offer=words))
+    assert diagnosis.first.verdict.status == "indeterminate"
+    (refused,) = (f for f in diagnosis.findings if f.name == "startup-refused")
+    assert "--user" in refused.fix[0].change
+
+
+def test_what_a_server_says_of_whoever_comes_decides_no_client() -> None:
+    starting = error("57P03", "the database system is starting up", R="ProcessStartupPacket")
+    diagnosis = ask(but(lambda a: a.name == "no-alpn", replace(SERVED, offer=starting)))
+    told = {row.client: row.gets_through for row in diagnosis.first.clients}
+    assert told["libpq-16"] is None
+    assert told["libpq-17"] is True
+
+
+def test_an_answer_that_comes_after_a_round_wait_is_told_of_a_live_run_too() -> None:
+    made = SERVED.transcript(CONTROL)
+    events = tuple(e._replace(at=e.at + 5.0) if n > 2 else e for n, e in enumerate(made.events))
+    diagnosis = judged([made._replace(events=events)])
+    assert "late-ssl-answer" in names(diagnosis)
 
 
 def test_a_peer_that_hangs_up_behind_finished_is_told_whether_or_not_startup_went_out() -> None:

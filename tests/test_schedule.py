@@ -238,7 +238,7 @@ def test_without_a_connection_nothing_else_is_tried() -> None:
     run.ends("control", Ended.NOT_CONNECTED)
     assert run.starts(0.1) == []
     assert run.finished
-    assert run.left_out == ["silent", "a", "b", "control-again"]
+    assert run.left_out == ["silent", "a", "b"]
 
 
 def test_what_needs_the_s_starts_once_it_has_come() -> None:
@@ -428,7 +428,8 @@ def test_however_it_goes_a_run_ends_and_every_attempt_is_made_or_accounted_for(
     assert not running
     silently = {"proxy-header", "if-no-byte", "control-again"}
     names = {attempt.name for attempt in attempts} - silently
-    assert names == (set(run.started) | set(run.left_out)) - silently
+    made = {name.removesuffix("-again") for name in (*run.started, *run.left_out)}
+    assert names == made - silently
     assert not set(run.started) & set(run.left_out)
 
 
@@ -445,3 +446,76 @@ def test_attempts_that_stand_on_an_sslrequest_that_nobody_makes_are_not_made() -
     run.ends("control", Ended.LEFT)
     run.starts(0.1)
     assert AFTER_S.name in dict(run.schedule.not_made)
+
+
+# --- what is made twice ---------------------------------------------------------------------------
+
+TWICE = [replace(CONTROL, name=name, user=name, twice=True) for name in ("x", "y")]
+
+
+def test_what_is_closed_without_a_word_is_made_once_more_by_itself() -> None:
+    run = through(*TWICE, *OTHERS[:1])
+    assert run.starts(0.1) == ["x", "y", "a"]
+    run.ends("x", Ended.CLOSED)
+    run.hears("y")
+    run.ends("y", Ended.CLOSED)
+    assert run.starts(0.2) == []
+    run.gets_through("a")
+    assert run.starts(0.3) == ["x-again"]
+    run.ends("x-again", Ended.CLOSED)
+    assert run.starts(0.4) == ["y-again"]
+    run.gets_through("y-again")
+    assert run.starts(0.5) == ["control-again"]
+    run.gets_through("control-again")
+    assert run.finished
+
+
+@pytest.mark.parametrize(
+    ("answers", "how"),
+    [
+        (0, Ended.SILENT),  # which would cost as long again
+        (1, Ended.LEFT),
+        (2, Ended.CLOSED),  # with words: an alert, say
+    ],
+)
+def test_what_got_an_answer_in_words_or_none_in_its_time_is_made_once(
+    answers: int, how: Ended
+) -> None:
+    run = through(TWICE[0])
+    assert run.starts(0.1) == ["x"]
+    for _ in range(answers):
+        run.hears("x")
+    run.ends("x", how)
+    assert run.starts(0.2) == ["control-again"]
+
+
+def test_where_the_control_does_not_get_through_nothing_else_is_made_twice() -> None:
+    run = Run(CONTROL, DIRECT, *TWICE)
+    run.starts(0.0)
+    run.hears("control")
+    run.ends("control", Ended.CLOSED)
+    assert run.starts(0.1) == ["direct", "x", "y"]
+    for name in ("direct", "x", "y"):
+        run.ends(name, Ended.CLOSED)
+    assert run.starts(0.2) == ["control-again"]
+    run.ends("control-again", Ended.CLOSED)
+    assert run.starts(0.3) == []
+    assert run.finished
+
+
+def test_a_control_that_is_closed_where_others_are_answered_is_made_again() -> None:
+    run = closed(DIRECT)
+    assert run.starts(0.1) == ["direct"]
+    run.gets_through("direct")
+    assert run.starts(0.2) == ["control-again"]
+
+
+def test_a_control_that_waited_in_vain_is_not_made_again() -> None:
+    run = Run(CONTROL, DIRECT)
+    run.starts(0.0)
+    run.starts(HEAD_START)
+    run.hears("direct")
+    run.ends("direct")
+    run.ends("control", Ended.SILENT)
+    assert run.starts(TIMEOUT) == []
+    assert run.finished

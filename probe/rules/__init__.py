@@ -45,7 +45,8 @@ class Rule(NamedTuple):
 
     ``from_documents``: no real component made it fire. ``starttls``: it is about clients that
     begin with SSLRequest, and no error where the client in question gets through without.
-    ``unless``: codes of more precise rules, in whose favour it is silent.
+    ``unless``: codes of more precise rules, in whose favour it is silent. ``of_variance``: it is
+    about answers that vary; what others conclude from a comparison is only possible there.
     """
 
     code: str
@@ -55,6 +56,7 @@ class Rule(NamedTuple):
     from_documents: bool = False
     starttls: bool = False
     unless: tuple[str, ...] = ()
+    of_variance: bool = False
 
     @property
     def manual(self) -> str:
@@ -76,6 +78,9 @@ class Rule(NamedTuple):
                 severity = Severity.WARNING
             if self.from_documents and certainty is Certainty.PROVED:
                 certainty = Certainty.LIKELY
+            compares = len({proof.attempt for proof in found.evidence}) > 1
+            if compares and not self.of_variance and evidence.unsteady:
+                certainty = Certainty.POSSIBLE
             yield Finding(
                 code=self.code,
                 name=self.name,
@@ -107,13 +112,15 @@ def rule(
     from_documents: bool = False,
     starttls: bool = False,
     unless: tuple[str, ...] = (),
+    of_variance: bool = False,
 ) -> Callable[[Find], Find]:
     """Register a rule under its code and its name."""
 
     def register(find: Find) -> Find:
         if code in _RULES:
             raise ValueError(f"two rules for {code}")
-        _RULES[code] = Rule(code, name, severity, find, from_documents, starttls, unless)
+        facts = from_documents, starttls, unless, of_variance
+        _RULES[code] = Rule(code, name, severity, find, *facts)
         return find
 
     return register

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from probe.evidence import Evidence, Variation, gets_through, hung_up, in_words
+from probe.evidence import Evidence, Variation, gets_through, hung_up, in_turn, in_words
 from probe.finding import Certainty, Fix, Severity
 from probe.handshake import Handshake, Opening, Outcome
 from probe.rules import Found, rule
@@ -557,3 +557,54 @@ def _hello_lost(seen: Handshake) -> bool:
 
 def _flight_lost(seen: Handshake) -> bool:
     return len(seen.flight_resent) >= LEAST_RESENT and seen.established is None
+
+
+@rule("C110", "answers-vary", Severity.WARNING, of_variance=True)
+def answers_vary(evidence: Evidence) -> Iterator[Found]:
+    """The same attempt, made twice, ends differently: what fails fails by chance or by number.
+
+    What it says
+        Connections that said the same, and differ in nothing but time, ended in different ways.
+        So their faults are not those of a rule or a route, which are there each time. What was
+        closed without a word while others were open got through when it was made by itself, or
+        the control does not end as it did.
+
+    Why it matters
+        Some logins fail and succeed when tried again; a pool that opens many connections at once
+        meets it more often than psql does. A probe that tries each thing once would blame
+        whatever it was trying: the missing name, the missing ALPN.
+
+    On the wire
+        An attempt and the one of the same name with -again, or control and control-again: the
+        same bytes out, and once S and a handshake that finishes, once FIN or RST. FIN, RST and
+        an alert at the same step count as one: which of them arrives is chance.
+
+    How it is told from its look-alikes
+        S303, S305, S306, S307, N207 and N208 are about what differs between attempts, and hold
+        each time they are tried; beside this one, where the control itself varies, they are
+        possible at most, and the verdict is indeterminate. P505 (clusters-differ): all get
+        through, to different clusters. P503 with 53300 is a server that says that it is full.
+        Not separable: one node of several that is down, a limit on connections from one address,
+        a rate limiter, a server that is restarted meanwhile. Silence is not tried twice.
+
+    What to change
+        Look at the health checks of what the balancer sends to: a node that is down must leave.
+        HAProxy, where the check has to speak to PostgreSQL, and the limits:
+            option pgsql-check user healthcheck
+            server db1 10.0.0.5:5432 check maxconn 100
+        Envoy: circuit_breakers and rate limits of the cluster. nginx stream: limit_conn. A
+        firewall that counts connections from one address (iptables connlimit, hashlimit) resets
+        what comes above. Repeat the run, and compare with the number of connections in flight:
+            pgprobe db-1.example.com --attempts quick
+    """
+    told = next(evidence.disagreements, None)
+    if told is None or evidence.question.strangers:
+        return
+    yield Found(
+        in_turn(told),
+        tuple(evidence.proof(seen) for seen in told),
+        fix=(
+            Fix("load balancer", "check the health of each node, and its health checks"),
+            Fix("gateway", "look for a limit on connections from one address, or a rate limit"),
+        ),
+    )

@@ -250,7 +250,7 @@ def tls_refused(evidence: Evidence) -> Iterator[Found]:
         sslmode=require or stronger in the clients. If TLS is wanted only at the edge, the edge
         has to answer SSLRequest itself, as Traefik v3 does; a plain TCP proxy relays the N.
     """
-    seen = evidence.first_with(Opening.SSL_REQUEST)
+    seen = evidence.with_opening(Opening.SSL_REQUEST)
     if seen and seen.ssl_answer == "N" and not seen.foreign:
         yield Found(
             "SSLRequest is answered with N: no TLS here",
@@ -362,7 +362,7 @@ def bytes_after_ssl_answer(evidence: Evidence) -> Iterator[Found]:
         treat the network as hostile. Clients are to insist on TLS and on the certificate:
             sslmode=verify-full sslrootcert=/etc/ssl/db-ca.crt
     """
-    seen = evidence.first_with(Opening.SSL_REQUEST)
+    seen = evidence.with_opening(Opening.SSL_REQUEST)
     if seen and seen.glued and not foreign_answer(evidence):
         yield Found(
             f"{len(seen.glued)} clear bytes stand behind the S: clients take that for an attack "
@@ -412,7 +412,7 @@ def error_before_tls(evidence: Evidence) -> Iterator[Found]:
         A server that does not know SSLRequest at all is to be upgraded. Client: sslmode=require
         or stronger, so that an E is never followed by clear text.
     """
-    seen = evidence.first_with(Opening.SSL_REQUEST)
+    seen = evidence.with_opening(Opening.SSL_REQUEST)
     if seen and seen.ssl_answer == "E":
         yield Found(
             f"SSLRequest is answered with an error instead of S or N: {in_words(seen)}",
@@ -465,7 +465,7 @@ def gssencrequest_breaks(evidence: Evidence) -> Iterator[Found]:
         passes GSSENCRequest on to the server and needs nothing. Traefik has no option for it. A
         client that wants direct TLS after a refused GSS request has to connect again.
     """
-    control = evidence.first_with(Opening.SSL_REQUEST)
+    control = evidence.with_opening(Opening.SSL_REQUEST)
     seen = evidence.one(Opening.GSSENC_REQUEST)
     if control is None or seen is None or control.ssl_answer not in ("S", "N"):
         return
@@ -729,8 +729,8 @@ def late_ssl_answer(evidence: Evidence) -> Iterator[Found]:
     How it is told from its look-alikes
         N201 (sni-router-without-starttls) ends in a close, here the answer comes. A server that
         is overloaded or far away is late by no round number. It is likely where several waits
-        are the same or it is the customary 5 s, else possible. It is told of captures alone. Not
-        separable: a name service in the server's way that times out (log_hostname, ident).
+        are the same or it is the customary 5 s, else possible. Not separable: a name service in
+        the server's way that times out (log_hostname, ident).
 
     What to change
         HAProxy: go on at once when the first byte is not that of a TLS record, 22:
@@ -740,8 +740,6 @@ def late_ssl_answer(evidence: Evidence) -> Iterator[Found]:
         The name is still not seen so; to route by it use a router that speaks PostgreSQL's
         StartTLS (Traefik 3), or clients with sslnegotiation=direct.
     """
-    if not evidence.question.strangers:
-        return
     late = [(seen, wait) for seen in evidence.handshakes if (wait := _round_wait(seen))]
     if not late:
         return

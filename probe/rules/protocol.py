@@ -22,6 +22,8 @@ from probe.path import (
     Answerer,
     Routing,
     TlsEnd,
+    answered_as_by_a_server,
+    insists_on_certificate,
     pooler_sign,
     refused_made_up_user,
     through,
@@ -83,6 +85,8 @@ def cancel_not_routable(evidence: Evidence) -> Iterator[Found]:
         return  # who ends TLS may know its sessions; a close tells nothing
     if not hangs and not (by_name and by_proxy):
         return
+    if not hangs and answered_as_by_a_server(evidence.one(Opening.STARTUP)):
+        return  # clear text comes to a server
     yield Found(
         f"a clear-text CancelRequest is {in_words(seen)}: it carries no name to be routed by, so "
         "Ctrl-C in psql and cancel() of pgjdbc do nothing",
@@ -206,7 +210,7 @@ def startup_refused(evidence: Evidence) -> Iterator[Found]:
         f"StartupMessage is refused{who}: {seen.error.sqlstate or 'no code'}: "
         f"{printable(seen.error.message, 160)}{beside}",
         (evidence.proof(seen),),
-        fix=_startup_fix(seen.error.sqlstate or "", seen.error.message),
+        fix=_startup_fix(seen.error.sqlstate or "", seen.error.message, made_up=made_up),
     )
 
 
@@ -223,11 +227,17 @@ def _filled_up(evidence: Evidence) -> Iterator[Found]:
         )
 
 
-def _startup_fix(sqlstate: str, message: str) -> tuple[Fix, ...]:
+def _startup_fix(sqlstate: str, message: str, *, made_up: bool = False) -> tuple[Fix, ...]:
     if "no encryption" in message:
         return (Fix("gateway", "the server sees clear text: re-encrypt, or let TLS pass"),)
+    if "client certificate" in message:
+        return (Fix("client", "sslcert and sslkey: the server demands a client certificate"),)
+    ask = (Fix("client", "ask with a user and database that exist: --user, --dbname"),)
     if sqlstate.startswith(CLASS_AUTHORIZATION):
-        return (Fix("server", "pg_hba.conf: allow the address that the message names"),)
+        allow = Fix("server", "pg_hba.conf: allow the user at the address that the message names")
+        return (*(ask if made_up else ()), allow)
+    if made_up:
+        return ask
     if sqlstate == TOO_MANY_CONNECTIONS:
         return (Fix("server", "raise max_connections, or put a pooler in front"),)
     if sqlstate.startswith("57P"):
@@ -413,7 +423,7 @@ def plaintext_fallback(evidence: Evidence) -> Iterator[Found]:
         Remove or narrow lines that begin with host, which match both. PgBouncer:
             client_tls_sslmode = require
     """
-    clear, asking = evidence.one(Opening.STARTUP), evidence.first_with(Opening.SSL_REQUEST)
+    clear, asking = evidence.one(Opening.STARTUP), evidence.with_opening(Opening.SSL_REQUEST)
     if asking and asking.authentication and asking.ssl_answer == "N":
         clear = asking  # a captured client that went on
     if clear is None or asking is None or clear.authentication is None or clear.startup_in_tls:
@@ -476,6 +486,8 @@ def startup_unanswered(evidence: Evidence) -> Iterator[Found]:
     seen = through(evidence)
     if seen is None or seen.authentication or seen.error or seen.foreign:
         return
+    if insists_on_certificate(seen) is not False:
+        return  # said by T413
     if seen.startup_in_tls:
         left, what = broke_off(seen) or seen.alert is not None, "the StartupMessage inside it is"
     else:

@@ -16,11 +16,15 @@ from probe.evidence import (
 )
 from probe.finding import Certainty, Fix, Severity
 from probe.handshake import Handshake, Opening, Outcome
-from probe.path import Routing, dead_backend, no_route, reaches_server, trace
+from probe.path import Routing, dead_backend, no_route, reaches_server, trace, turned_away
 from probe.rules import Found, rule
 from probe.transcript import Asked
 from probe.wire import printable
 from probe.wire.records import UNRECOGNIZED_NAME
+
+_NO_CERTIFICATE = Fix(
+    "whoever ends TLS", "a certificate for the name (strict SNI; PostgreSQL 19: pg_hosts.conf)"
+)
 
 
 def _shown(seen: Handshake) -> str:
@@ -95,8 +99,9 @@ def name_not_routed(evidence: Evidence) -> Iterator[Found]:
     proofs = [evidence.proof(control), evidence.proof(lost)]
     proofs += [evidence.proof(routed)] if routed else []
     proofs += [refusal] if refusal else []
+    lacks = "no route or no certificate" if control.alert else "no route"
     yield Found(
-        f"the router says S and has no route for {evidence.question.name!r}: the name is "
+        f"the router says S and has {lacks} for {evidence.question.name!r}: the name is "
         f"{in_words(control)} just as one that nobody configured",
         tuple(proofs),
         # without the refusal a dead backend that is closed in the same way looks alike
@@ -104,6 +109,7 @@ def name_not_routed(evidence: Evidence) -> Iterator[Found]:
         fix=(
             Fix("gateway", "add the name to HostSNI (Traefik) or hostnames (TLSRoute)"),
             Fix("client", "check the spelling of the host name: it is what is routed by"),
+            *([_NO_CERTIFICATE] if control.alert else []),
         ),
     )
 
@@ -235,12 +241,14 @@ def sni_required(evidence: Evidence) -> Iterator[Found]:
     for alpn in (True, False):
         named = evidence.one(alpn=alpn)
         nameless = evidence.one(asked=None, alpn=alpn)
-        if not named or not nameless or not named.established or nameless.established:
+        if not named or not nameless or not named.established or nameless.not_connected:
             continue
-        if nameless.not_connected or not (broke_off(nameless) or nameless.alert):
+        stopped = not nameless.established and (broke_off(nameless) or nameless.alert)
+        if not stopped and not turned_away(nameless, named):
             continue
+        what = "StartupMessage" if nameless.established else "ClientHello"
         yield Found(
-            f"without server_name the ClientHello is {in_words(nameless)}: libpq up to 13, "
+            f"without server_name the {what} is {in_words(nameless)}: libpq up to 13, "
             "clients that connect by address, sslsni=0",
             (evidence.proof(named), evidence.proof(nameless)),
             Certainty.LIKELY if nameless.outcome is Outcome.SILENT else Certainty.PROVED,
@@ -556,12 +564,18 @@ def catch_all_route(evidence: Evidence) -> Iterator[Found]:
     ):
         return
     known = (control, *evidence.others)
-    other = next((s for s in known if evidence.same_place(s, lost) is False), control)
+    other = next((s for s in known if evidence.same_place(s, lost) is False), None)
     reached = "reaches authentication" if reaches_server(lost) else "is taken in"
+    elsewhere = "known names lead elsewhere"
+    if other is None:
+        elsewhere = f"the asked name is {in_words(control)}: by its own route, or by a filter"
     yield Found(
-        f"a name that nobody configured {reached}, at {_shown(lost)}; known names lead elsewhere",
-        (evidence.proof(other, _shown(other)), evidence.proof(lost, _shown(lost))),
-        Certainty.PROVED,
+        f"a name that nobody configured {reached}, at {_shown(lost)}; {elsewhere}",
+        (
+            evidence.proof(other, _shown(other)) if other else evidence.proof(control),
+            evidence.proof(lost, _shown(lost)),
+        ),
+        Certainty.PROVED if other else Certainty.POSSIBLE,
         fix=(Fix("gateway", "take away the default route (HostSNI(`*`)): a typo must not log in"),),
     )
 

@@ -22,6 +22,7 @@ from probe.finding import Certainty, Fix, Severity
 from probe.handshake import Handshake, Opening
 from probe.path import (
     TlsEnd,
+    insists_on_certificate,
     refuses_alpn,
     through,
     trace,
@@ -696,6 +697,8 @@ def tls_handshake_failed(evidence: Evidence) -> Iterator[Found]:
     seen = evidence.main
     if seen is None or seen.client_hello is None or seen.established or seen.foreign:
         return
+    if insists_on_certificate(seen) is not False:
+        return  # said by T413
     direct = evidence.direct if seen.opening is Opening.SSL_REQUEST else None
     beside = ""
     proofs = [evidence.proof(seen)]
@@ -798,12 +801,12 @@ def obsolete_tls(evidence: Evidence) -> Iterator[Found]:
 
 @rule("T413", "client-certificate-asked", Severity.INFO)
 def client_certificate_asked(evidence: Evidence) -> Iterator[Found]:
-    """The TLS peer asks for a client certificate.
+    """The TLS peer asks for a client certificate, or demands one.
 
     What it says
         A CertificateRequest came in the handshake. The message tells how many certificate
         authorities it names. When TLS ends at a proxy, the proxy is the one that asks, and the
-        finding is a warning.
+        finding is a warning. Where the connection ended because none was shown, it is an error.
 
     Why it matters
         PostgreSQL asks whenever it has a CA file for clients, and most clients answer with no
@@ -815,14 +818,16 @@ def client_certificate_asked(evidence: Evidence) -> Iterator[Found]:
         Handshake message type 0d from the server, between ServerHello and its Finished:
         encrypted in TLS 1.3, in clear in 1.2. Its list of distinguished names says whose
         certificates are welcome. The client answers with a Certificate message, empty where it
-        has none. A peer that insists sends alert 116 or 40 after that.
+        has none. A peer that insists sends alert 116 after that, in TLS 1.2 alert 40 or 42;
+        PostgreSQL's rules for certificates end in a 28000 that speaks of a client certificate.
 
     How it is told from its look-alikes
         Who asks is what T401 (tls-terminated) is concluded from: -PLUS in the control speaks
         for the server, its absence, alert 120 or a placeholder for a proxy. Beside P504
-        (pooler-answers) it stays information. P503 (startup-refused) with 28000 is the server's
-        own demand, made after TLS. T411 (tls-handshake-failed) shows a peer that insists in TLS
-        1.2; in 1.3 the refusal comes after our Finished. No CertificateRequest, where cert
+        (pooler-answers) it stays information. P503 (startup-refused) with 28000 stands beside
+        this one where the server itself demands it, after TLS. T411 (tls-handshake-failed) and
+        P507 (startup-unanswered) are silent where this is an error; it is likely with an alert
+        40 or 42, which has other reasons, too. No CertificateRequest, where cert
         rules exist, is a sign of termination that this rule does not report. Any attempt of the
         run may be the evidence, one with another name too: read which.
 
@@ -838,6 +843,17 @@ def client_certificate_asked(evidence: Evidence) -> Iterator[Found]:
               secretNames: [ clients-ca ]
               clientAuthType: RequireAndVerifyClientCert
     """
+    main = evidence.main
+    needed = insists_on_certificate(main) if main else False
+    if main and needed is not False:
+        yield Found(
+            f"a client certificate is demanded, and none was shown: {in_words(main)}",
+            (evidence.proof(main),),
+            Certainty.PROVED if needed else Certainty.LIKELY,
+            Severity.ERROR,
+            (Fix("client", "sslcert and sslkey: a certificate that the peer trusts"),),
+        )
+        return
     asked = (h for h in evidence.handshakes if h.asked is not Asked.UNKNOWN)
     seen = next((h for h in asked if h.certificate_asked), None)
     if seen is None:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from probe.attempt import Attempt
 from probe.drivers import AwaitTurn, Command, Pause, Player, Receive, Send
 from probe.drivers.client import play as play_client
-from probe.schedule import LEAST_PATIENCE, Ended, Schedule
+from probe.schedule import Ended, Schedule
 from probe.transcript import (
     Closed,
     Connected,
@@ -436,7 +436,7 @@ class _Loop:
 
     def _cut_off(self, now: float) -> None:
         for connection in list(self.running):
-            if connection.waited(now) >= LEAST_PATIENCE or not self.done:
+            if connection.waited(now) >= self.schedule.least_patience or not self.done:
                 connection.give_up(now)
             else:
                 self.schedule.not_made.append((connection.attempt.name, "cut off by the deadline"))
