@@ -89,6 +89,7 @@ class Evidence:
     inner: tuple[Evidence, ...] = ()
     ask_for_tls: frozenset[str] = frozenset()  # clients that did at this door, by their address
     ask_for_names: frozenset[str] = frozenset()  # likewise, by a server_name
+    blind: bool = False  # some got through, and the capture lacks what they asked for
 
     def __post_init__(self) -> None:
         told = tuple(seen for seen in self.handshakes if seen.told)
@@ -373,7 +374,7 @@ def _disagreement(handshakes: Iterable[Handshake]) -> tuple[Handshake, ...]:
 def in_turn(handshakes: Iterable[Handshake]) -> str:
     """How each of these ended that asked alike, in a sentence."""
     told = "; ".join(f"{seen.attempt} is {in_words(seen)}" for seen in handshakes)
-    return f"the same attempt ends differently each time: {told}"
+    return f"what says the same ends differently: {told}"
 
 
 def _made_up_salt(seen: Handshake) -> bytes | None:
@@ -443,6 +444,13 @@ def said_nothing_in_tls(seen: Handshake) -> bool:
 def selects_alpn(seen: Handshake) -> bool:
     """The TLS peer selected ``postgresql``."""
     return seen.alpn_selected == ALPN
+
+
+def asking(evidence: Evidence) -> Handshake | None:
+    """The one that asked for TLS and got furthest: at once, or behind a GSSENCRequest's N."""
+    plain = evidence.with_opening(Opening.SSL_REQUEST)
+    kerberos = evidence.with_opening(Opening.GSSENC_REQUEST)
+    return plain or (kerberos if kerberos and kerberos.ssl_answer else None)
 
 
 def breaks_on_request(evidence: Evidence) -> Handshake | None:

@@ -49,6 +49,7 @@ MAX_EVENTS = 16_384  # of a connection
 MAX_PENDING = 65_536  # bytes of a side that wait for what stands before them
 MAX_PENDING_SEGMENTS = 64
 MAX_GAP = 1 << 30  # bytes; the largest window (RFC 7323), so no honest hole is larger
+MAX_OFF = 1 << 24  # bytes that an RST may be ahead: windows are smaller
 MAX_WAITING = 16  # segments of a connection that wait for what they acknowledge
 WAIT_FOR_ACKED = 0.02  # seconds, likewise
 CAPTURED_TWICE = 0.002  # seconds; no stack retransmits that soon
@@ -231,6 +232,8 @@ class Flow:
                     if expected and not (cut or side.pending or side.fin):
                         self._in_order(side, at, payload, ip_id, bool(flags & FIN))
                         return
+        if self._of_another_time(segment, side):
+            return
         if flags & SYN:
             self._syn(segment, side, other)
             if not payload and not cut:
@@ -266,6 +269,22 @@ class Flow:
         if fin:
             self._fin(side, at)
 
+    def _of_another_time(self, segment: Segment, side: Side) -> bool:
+        """It belongs to an older connection between these ends, and no receiver takes it.
+
+        What answers a SYN has to acknowledge it (RFC 9293, 3.10.7.3), and an RST has to be in the
+        window (3.10.7.4).
+        """
+        flags = segment.flags
+        if side is self.server and self.syns and not self.connected:
+            base = self.client.base
+            acked = (segment.ack - base) & 0xFFFFFFFF if base is not None else 0
+            return not flags & ACK or acked > MAX_SAID
+        if flags & RST and self.agreed and side.base is not None:
+            offset = side.offset(segment.seq)
+            return offset < side.acked or offset - side.next > MAX_OFF
+        return False
+
     def finish(self, now: float) -> None:
         """The connection, or the capture, ends: what still waits is told now."""
         self._release(None)
@@ -281,6 +300,8 @@ class Flow:
     def _syn(self, segment: Segment, side: Side, other: Side) -> None:
         base = (segment.seq + 1) & 0xFFFFFFFF
         if side is self.client:
+            if self.syns and segment.at - self.last_syn < CAPTURED_TWICE:
+                return
             self.syns, self.last_syn = self.syns + 1, segment.at
             side.base = base
             if self.syns == 1:

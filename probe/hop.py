@@ -10,6 +10,7 @@ is known, and holds nothing that could be it.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from probe.finding import Certainty
 from probe.handshake import Opening, Outcome
 from probe.matching import LATE, match
 from probe.sighting import Sighting, Vantage
+
+SEVERAL = 4  # connections of which a balancer would have sent one there
 
 _REQUESTS = {
     Opening.SSL_REQUEST: "SSLRequest",
@@ -92,14 +95,18 @@ class _Between:
         self.found = match([o for _, o in self.outer], [i for _, i in self.heads], clock)
         halves = set(self.found.values())
         self.loose = [each for n, (_, each) in enumerate(self.heads) if n not in halves]
-        self.doors = {
-            door
+        through = [
+            each
             for chain in chains
             if clock.file in (each.file for each in chain)
             for each in chain
             if each.file == clock.against
-            for door in ((each.server, None), _door(each))
-        }
+        ]
+        self.doors = {door for each in through for door in ((each.server, None), _door(each))}
+        self.passed = {_beginning(each) for each in through}
+        self.stopped = Counter(
+            _beginning(out) for n, (_, out) in enumerate(self.outer) if n not in self.found
+        )
 
     def told(self) -> Iterator[tuple[int, tuple[Hop, int | None]]]:
         """By the number of a chain: its hop, and the chain that goes on behind it."""
@@ -167,7 +174,14 @@ class _Between:
             return self._likely(Passage.STOPPED, why)
         if _door(out) not in self.doors:
             return self._likely(Passage.STOPPED, f"{why} (if that is where it leads)")
+        if not self._none_goes_on(out):
+            return self._likely(Passage.STOPPED, f"{why} (if it leads nowhere else as well)")
         return Hop(self.files, Passage.STOPPED, Certainty.PROVED, why)
+
+    def _none_goes_on(self, out: Sighting) -> bool:
+        """Of those that begin as it does, none comes there; one of several may be led elsewhere."""
+        begin = _beginning(out)
+        return begin not in self.passed and self.stopped[begin] >= SEVERAL
 
     def _no_claim(self, out: Sighting) -> str | None:
         """Why its absence tells nothing; None: it tells."""
@@ -222,6 +236,11 @@ class _Between:
 
     def _unknown(self, why: str) -> Hop:
         return Hop(self.files, Passage.UNMATCHED, None, why)
+
+
+def _beginning(out: Sighting) -> tuple[str | None, Opening]:
+    """To whom it speaks, and what it says first."""
+    return out.server, out.opening
 
 
 def _door(out: Sighting) -> tuple[str | None, str | None]:

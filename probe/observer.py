@@ -91,6 +91,10 @@ class _Observer:
         self.unread: dict[tuple[Party, Layer], bytes] = {}
         self.handshake: dict[Party, bytes] = {Party.CLIENT: b"", Party.SERVER: b""}
         self.ciphered: set[Party] = set()  # who has said ChangeCipherSpec
+        self.finished: set[Party] = set()  # who has said Finished behind it, in TLS 1.2
+        self.finished_at = 0.0
+        self.told: set[int] = set()  # kinds of protected messages that a key holder opened
+        self.selected: str | None = None  # ALPN, in one of them
         self.lost: set[Party] = set()  # whose side cannot be read on
         self.holes: dict[Party, list[tuple[int, int]]] = {party: [] for party in Party}
         self.missing: set[str] = set()  # of FACTS: they may have stood in what is not captured
@@ -268,6 +272,9 @@ class _Observer:
         sealed = self.sealed if not self.opened else set()
         if Party.SERVER in sealed and not self._tls12:
             missing |= {"certificate", "alpn_selected"}
+        if missing and self.opened and not self._tls12:
+            missing |= {"alpn_selected"} if hello.ENCRYPTED_EXTENSIONS not in self.told else set()
+            missing |= {"certificate"} if hello.CERTIFICATE not in self.told else set()
         if Party.CLIENT in sealed:
             missing |= {"startup", "authentication"}
             if not self._tls12:
@@ -432,12 +439,18 @@ class _Observer:
 
     def _unasked(self, data: bytes, layer: Layer) -> int:
         """The server speaks before any request: some other protocol's greeting."""
+        if layer is Layer.TLS and "startup" in self.missing:  # it answers what is not here
+            self.inner = Phase.STARTUP
+            return 0
         if self.seen.opening is not Opening.NOT_CAPTURED:  # else it may be an answer
             self._foreign(data, layer)
         return len(data)
 
     def _glued(self, data: bytes, layer: Layer) -> int:
         """Clear bytes behind the S, before any ClientHello."""
+        if "sni" in self.missing and data[:1] == bytes([records.HANDSHAKE]):
+            self._enter_tls()  # the ClientHello is not in the capture
+            return 0
         if not self.seen.pipelined:
             self.seen.glued += data[: SHOWN_BYTES - len(self.seen.glued)]
         return len(data)
@@ -566,6 +579,8 @@ class _Observer:
         if length is None:
             return None
         whole = hole is None or hole >= length
+        if not whole:
+            self._may_lack(sender)
         match data[0]:
             case records.APPLICATION_DATA:
                 self._sealed(sender, length - records.HEADER)
@@ -575,8 +590,10 @@ class _Observer:
                 self._handshake(sender, data[records.HEADER : length if whole else hole])
                 if not whole:
                     self.handshake[sender] = b""
-                    self._may_lack(sender)
-            case records.CHANGE_CIPHER_SPEC if self._tls12:
+            case records.HANDSHAKE if self._tls12:
+                self.finished.add(sender)
+                self.finished_at = self.at
+            case records.CHANGE_CIPHER_SPEC if self._tls12 or "server_hello" in self.missing:
                 self.ciphered.add(sender)
             case records.ALERT if sender not in self.ciphered and whole:
                 alert = records.decode_alert(data[records.HEADER : length])
@@ -590,23 +607,29 @@ class _Observer:
         """Something encrypted. Once the server answers the client in kind, TLS has finished.
 
         In TLS 1.3 the client's first is its Finished, in 1.2 both sides have said theirs
-        before. Nothing more is concluded from sizes than that an alert is no such thing.
+        before, which is enough where nothing follows. Nothing more is concluded from sizes than
+        that an alert is no such thing.
         """
-        seen = self.seen
         answers = sender is Party.SERVER and self.talking
         self.sealed.add(sender)
         if size == _SEALED_ALERT:
             return
         if sender is Party.CLIENT:
             self.talking = True
-        if not answers or seen.established or seen.server_hello is None:
+        if answers:
+            self._conclude(self.at)
+
+    def _conclude(self, at: float) -> None:
+        """TLS has finished, as the records show without their keys."""
+        seen, chosen = self.seen, self.seen.server_hello
+        if seen.established or chosen is None:
             return
-        chosen = seen.server_hello
         seen.established = Established(
-            records.version_name(chosen.version), f"0x{chosen.cipher:04x}", chosen.alpn
+            records.version_name(chosen.version),
+            f"0x{chosen.cipher:04x}",
+            chosen.alpn or self.selected,
         )
-        says = f"TLS {seen.established.version} finished; what follows is encrypted"
-        self.steps.end(self.at, says)
+        self.steps.end(at, f"TLS {seen.established.version} finished; what follows is encrypted")
 
     def _client_alert(self, alert: records.Alert) -> None:
         if self.seen.client_alert is None:
@@ -672,6 +695,8 @@ class _Observer:
                 self.steps.begin(Stage.CERTIFICATE, self.at)
             case hello.CERTIFICATE:
                 seen.chain = hello.parse_certificate(body, tls13=tls13)
+            case hello.ENCRYPTED_EXTENSIONS if tls13:
+                self.selected = hello.parse_encrypted_extensions(body)
             case hello.NEW_SESSION_TICKET:
                 seen.ticket = True
             case hello.CERTIFICATE_REQUEST:
@@ -685,6 +710,7 @@ class _Observer:
             if alert:
                 self._alert(alert)
             return
+        self.told.add(data[0] if data else 0)
         try:
             self._server_message(data[0], data[4:], tls13=True)
         except (Malformed, IndexError):
@@ -794,6 +820,8 @@ class _Observer:
     def finish(self) -> Handshake:
         self._leftovers()
         seen = self.seen
+        if self.finished == set(Party) and not self.opened:
+            self._conclude(self.finished_at)
         self.steps.abandon(self.at, self._ending_text())
         seen.not_captured = self._unseen()
         seen.hello_begun = self._hello_begun()

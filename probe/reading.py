@@ -193,7 +193,8 @@ def _judged(rows: Sequence[Connection]) -> Iterator[tuple[Finding, Iterable[int]
                 runs[file, door].append(row)
             elif row.digest.told:
                 strangers.append(row)
-        for group in _Strangers(door, strangers).groups() if strangers else ():
+        blind = any(row.digest.through and not row.digest.told for row in members)
+        for group in _Strangers(door, strangers, blind).groups() if strangers else ():
             for finding in judge(group.evidence):
                 yield finding, group.concerned(finding)
     for run in runs.values():
@@ -265,8 +266,8 @@ class _Kind(NamedTuple):
 class _Strangers:
     """What strangers say at one door, by the name that they ask for."""
 
-    def __init__(self, door: str, rows: Sequence[Connection]) -> None:
-        self.door, self.at = door, rows[0].digest.began
+    def __init__(self, door: str, rows: Sequence[Connection], blind: bool) -> None:
+        self.door, self.at, self.blind = door, rows[0].digest.began, blind
         self.tls = frozenset(row.digest.host for row in rows if row.digest.for_tls)
         self.naming = frozenset(row.digest.host for row in rows if row.digest.name)
         kinds: dict[Hashable, _Kind] = {}
@@ -316,7 +317,12 @@ class _Strangers:
             at=self.at,
         )
         evidence = Evidence(
-            question, self.door, tuple(meant), ask_for_tls=self.tls, ask_for_names=self.naming
+            question,
+            self.door,
+            tuple(meant),
+            ask_for_tls=self.tls,
+            ask_for_names=self.naming,
+            blind=self.blind,
         )
         return _Group(evidence, members)
 

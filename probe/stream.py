@@ -270,6 +270,8 @@ class Streams:
         flow.finish(at)
         self.held += flow.size - before
         self._forget(flow)
+        if flow.kept is None and flow.head:  # of what was waiting until now
+            flow.kept = _judge(bytes(flow.head), flow.postgresql)
         if flow.kept is None:  # the client said nothing, or not enough to tell
             flow.kept = flow.postgresql
         if flow.kept:

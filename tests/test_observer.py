@@ -43,6 +43,7 @@ from probe.transcript import (
     Fact,
     GaveUp,
     Layer,
+    NotCaptured,
     NotConnected,
     Party,
     Resolved,
@@ -835,3 +836,70 @@ def test_no_sequence_of_facts_makes_the_observer_raise(facts: list[Fact]) -> Non
 @given(st.lists(DATA, max_size=12))
 def test_no_conversation_makes_the_observer_raise(facts: list[Data]) -> None:
     assert seen(*facts).outcome in Outcome
+
+
+# -- what is concluded of what was captured without keys, or with something missing ----------------
+
+
+def captured(context: ssl.SSLContext, upto: int | None = None) -> list[Fact]:
+    """What a capture has of an attempt: the wire alone, up to so many events."""
+    _, facts = converse(CONTROL, Backend(context).hear)
+    wire = [fact for fact in facts if isinstance(fact, Data) and fact.layer is Layer.TCP]
+    return [Connecting(DOOR), Connected("127.0.0.1:1", DOOR), *wire[:upto]]
+
+
+def test_tls_1_2_has_finished_with_both_finished_though_nothing_follows() -> None:
+    # SSLRequest, S, ClientHello, the server's flight, the client's, the server's Finished
+    for upto, finished in ((5, False), (6, True)):
+        told = seen(*captured(only_tls12(), upto), closed(by=Party.CLIENT))
+        assert (told.established is not None) is finished
+    assert told.established is not None
+    assert told.established.version == "1.2"
+    assert told.steps[-1].says.startswith("TLS 1.2 finished")
+
+
+def test_finished_behind_a_server_hello_that_is_not_captured_is_no_message_of_its_own() -> None:
+    facts = captured(only_tls12(), 6)
+    flight = next(n for n, f in enumerate(facts) if f == facts[5])
+    facts[flight] = NotCaptured(Party.SERVER, len(facts[5].data))  # type: ignore[union-attr]
+    told = seen(*facts, closed(by=Party.CLIENT))
+    assert told.tls_failed is None
+    assert told.outcome is not Outcome.ALERT
+
+
+def test_a_server_hello_behind_a_client_hello_that_is_not_captured_is_not_glued_to_the_s() -> None:
+    asked = (client(SSL_REQUEST), server(b"S"), NotCaptured(Party.CLIENT, 500))
+    told = seen(Connecting(DOOR), *asked, server(SERVER_HELLO))
+    assert (told.glued, told.foreign) == (b"", None)
+    assert told.server_hello is not None
+    assert "sni" in told.not_captured
+
+
+def test_an_answer_inside_tls_to_what_is_not_captured_is_no_other_protocol() -> None:
+    inside = (NotCaptured(Party.CLIENT, 90), server(BINDING_OFFER, Layer.TLS))
+    told = seen(*captured(server_context(), 5), Established("1.3", "x", "postgresql"), *inside)
+    assert told.foreign is None
+    assert told.authentication is not None
+    assert "startup" in told.not_captured
+
+
+def test_without_the_extensions_that_are_not_captured_alpn_is_not_absent() -> None:
+    *facts, flight = captured(server_context(), 4)
+    assert isinstance(flight, Data)
+    upto = flight.data.index(b"\x17\x03\x03") + 20
+    hole = NotCaptured(Party.SERVER, len(flight.data) - upto)
+    told = seen(*facts, server(flight.data[:upto]), hole, Established("1.3", "x", None))
+    assert not told.lacks_alpn
+    assert {"alpn_selected", "certificate"} <= set(told.not_captured)
+
+
+def test_alpn_is_known_from_extensions_that_were_opened_where_finished_was_not() -> None:
+    extensions = bytes.fromhex("08 000013 0011 0010 000d 000b 0a") + b"postgresql"
+    *facts, flight = captured(server_context(), 4)
+    opened = server(extensions, Layer.HANDSHAKE)
+    record = bytes.fromhex("17 0303 0020") + bytes(32)
+    told = seen(
+        *facts, flight, opened, NotCaptured(Party.CLIENT, 9), client(record), server(record)
+    )
+    assert told.established is not None
+    assert told.alpn_selected == "postgresql"

@@ -811,3 +811,47 @@ def test_any_segments_at_all_give_events_in_order(moves: list[tuple[Any, ...]]) 
         assert times == sorted(times)
     assert streams.held == 0
     assert not streams._flows
+
+
+# --- what belongs to an older connection between the same ends ------------------------------------
+
+
+def healthy(talk: Talk) -> list[Frame]:
+    return talk.say("client", SSL_REQUEST).say("server", b"S").say("client", HELLO).close().frames
+
+
+def told_as(frames: Sequence[Frame]) -> list[Fact]:
+    return facts(sorted(frames, key=lambda frame: frame.at))
+
+
+@pytest.mark.parametrize("flags", [RST, RST | ACK, ACK])
+def test_what_does_not_acknowledge_the_syn_is_no_answer_to_it(flags: int) -> None:
+    whole = healthy(Talk(at=EPOCH).open())
+    stray = Talk(at=EPOCH + 0.000_01, step=0).send("server", flags, seq=77, ack=99_999_999)
+    assert told_as([*whole, *stray.frames]) == facts(whole)
+
+
+def test_an_rst_that_acknowledges_the_syn_refuses() -> None:
+    talk = Talk().send("client", SYN).send("server", RST | ACK)
+    assert [type(fact) for fact in facts(talk.frames)] == [Connecting, NotConnected]
+
+
+@pytest.mark.parametrize("seq", [805_306_377, 500])
+@pytest.mark.parametrize("sender", ["client", "server"])
+def test_an_rst_out_of_the_window_ends_nothing(sender: str, seq: int) -> None:
+    talk = Talk(at=EPOCH).open().say("client", SSL_REQUEST)
+    stray = Talk(at=talk.at, step=0).send(sender, RST, seq=seq)
+    whole = healthy(Talk(at=EPOCH).open())
+    assert told_as([*whole, *stray.frames]) == facts(whole)
+
+
+def test_a_syn_that_was_captured_twice_is_one_syn() -> None:
+    talk = Talk(at=EPOCH).send("client", SYN)
+    (syn,) = talk.frames
+    assert facts([syn, syn._replace(at=syn.at + 0.000_03)]) == [Connecting(SERVER)]
+
+
+def test_what_waited_for_a_lost_packet_up_to_the_end_is_judged_as_well() -> None:
+    lost = Talk(to=9_999, step=0.000_5).open().say("client", b"PROXY UNKNOWN\r\n")
+    frames = lost.say("client", SSL_REQUEST).say("server", b"S").close().frames
+    assert len(follow([*frames[:3], *frames[4:]])[0]) == 1

@@ -39,7 +39,7 @@ from probe.attempt import Attempt
 from probe.commands.read import choose, exit_status, judged
 from probe.finding import Certainty
 from probe.handshake import Opening
-from probe.hop import Passage
+from probe.hop import SEVERAL, Passage
 from probe.reading import Reading
 from probe.reports import Captures, render
 from probe.sources.capture import read_capture
@@ -103,6 +103,14 @@ def asks(said: Talk, number: int, *, first: bytes = b"", closes: bool = True) ->
     for sender, data in zip(("server", "client", "server"), flights()[1:], strict=False):
         said.say(sender, data)
     return said.close() if closes else said
+
+
+def directly(said: Talk, number: int) -> Talk:
+    """TLS without an SSLRequest."""
+    said.open().say("client", hello(number))
+    for sender, data in zip(("server", "client", "server"), flights()[1:], strict=False):
+        said.say(sender, data)
+    return said.close()
 
 
 def logs_in(said: Talk) -> Talk:
@@ -310,12 +318,26 @@ def test_a_request_that_is_nowhere_behind_the_hop_stopped_there() -> None:
     reading = two([asks(outer(0), 1), is_reset(outer(5, 2))], [asks(inner(0), 1)], ahead=HOURS)
     found = way(reading, 1)
     assert found.connections == (1,)
-    assert (found.passage, found.certainty) == ("stopped", "proved")
+    assert (found.passage, found.certainty) == ("stopped", "likely")
     assert found.between == ("client.pcap", "pod.pcap")
     assert found.why == (
         "nothing of it is in pod.pcap, which has packets before and after: the hop between did not "
-        "pass its SSLRequest on, and reset the connection"
+        "pass its SSLRequest on, and reset the connection (if it leads nowhere else as well)"
     )
+
+
+@pytest.mark.parametrize("count", [SEVERAL - 1, SEVERAL])
+def test_it_is_proved_where_several_begin_so_and_none_goes_on(count: int) -> None:
+    stopped = [is_reset(outer(5 + n, 2 + n)) for n in range(count)]
+    reading = two([directly(outer(0), 1), *stopped], [directly(inner(0), 1)], ahead=HOURS)
+    told = {(way(reading, n).passage, way(reading, n).certainty) for n in range(1, 1 + count)}
+    assert told == {("stopped", "proved" if count == SEVERAL else "likely")}
+
+
+def test_where_others_that_begin_so_go_on_a_balancer_may_have_led_it_elsewhere() -> None:
+    elsewhere = [is_reset(outer(5 + n, 2 + n)) for n in range(2 * SEVERAL)]
+    reading = two([asks(outer(0), 1), *elsewhere], [asks(inner(0), 1)], ahead=HOURS)
+    assert {way(reading, n).certainty for n in range(1, 2 * SEVERAL)} == {"likely"}
 
 
 def test_it_is_proved_only_where_the_same_door_is_seen_to_lead_there() -> None:
@@ -528,9 +550,9 @@ def test_text_says_in_one_sentence_where_it_broke_and_how_that_is_known(stopped:
     text = " ".join(shown(Captures(stopped), "text").split())
     assert (
         "From file to file, the outermost first: client.pcap, pod.pcap "
-        "STOPPED between client.pcap and pod.pcap (proved): nothing of it is in pod.pcap, which "
+        "STOPPED between client.pcap and pod.pcap (likely): nothing of it is in pod.pcap, which "
         "has packets before and after: the hop between did not pass its SSLRequest on, and reset "
-        "the connection connection 2 "
+        "the connection (if it leads nowhere else as well) connection 2 "
         "PASSTHROUGH (proved): the same ClientHello, byte for byte, is in client.pcap and pod.pcap "
         "connections 1 → 4, 3 → 5 the clock of pod.pcap is "
     ) in text
@@ -671,9 +693,10 @@ def test_a_real_sni_router_passes_direct_tls_through_and_stops_ssl_request(
     places: Lab, name: str
 ) -> None:
     stopped = ("stopped", "proved", ("0.pcap", "1.pcap"))
-    assert outcomes(seen(places, name, DIRECT, STARTTLS, DIRECT)) == [
+    reading = seen(places, name, DIRECT, *[STARTTLS] * SEVERAL, DIRECT)
+    assert outcomes(reading) == [
         ("direct-tls", *PASSED),
-        ("ssl-request", *stopped),
+        *[("ssl-request", *stopped)] * SEVERAL,
         ("direct-tls", *PASSED),
     ]
 
@@ -714,5 +737,5 @@ def test_two_real_hops_that_pass_tls_through_are_one_path_of_three(places: Lab) 
 
 
 def test_of_two_real_hops_the_one_that_stops_ssl_request_is_named(places: Lab) -> None:
-    reading = seen(places, "envoy-tcp-haproxy-sni", DIRECT, STARTTLS, DIRECT)
+    reading = seen(places, "envoy-tcp-haproxy-sni", DIRECT, *[STARTTLS] * SEVERAL, DIRECT)
     assert outcomes(reading)[1] == ("ssl-request", "stopped", "proved", ("1.pcap", "2.pcap"))

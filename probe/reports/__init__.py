@@ -123,9 +123,14 @@ def fates(paths: Paths) -> list[list[Way]]:
     return sorted(groups.values(), key=lambda ways: ways[0].passage.rank)
 
 
-def steps_of(way: Way) -> str:
+def steps_of(way: Way, reading: Reading) -> str:
     """The numbers that its connections have in the table: "1 → 4"."""
-    return " → ".join(str(number + 1) for number in way.connections)
+    return " → ".join(number_of(reading.connections[each]) for each in way.connections)
+
+
+def number_of(row: Connection) -> str:
+    """Its number for people, which it keeps where others are left out."""
+    return str(row.number + 1)
 
 
 def order_of(paths: Paths) -> str:

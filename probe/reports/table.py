@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
@@ -20,14 +21,17 @@ from probe.reports import (
     in_short,
     matrix,
     milliseconds,
+    number_of,
     order_of,
     properties,
     steps_of,
     yes_no,
 )
-from probe.vantage import Paths
 from probe.wire import printable
 from probe.witness import label
+
+if TYPE_CHECKING:
+    from probe.reading import Reading
 
 
 def write(report: Report | Captures | Replays) -> Iterator[str]:
@@ -59,21 +63,22 @@ def _replays(report: Replays) -> str:
 def _captures(report: Captures) -> str:
     reading = report.reading
     connections = [
-        (str(number), *cells(row), ", ".join(finding.code for finding in row.findings))
-        for number, row in enumerate(reading.connections, 1)
+        (number_of(row), *cells(row), ", ".join(finding.code for finding in row.findings))
+        for row in reading.connections
     ]
     titles = "no. client server opening SNI ALPN TLS outcome findings".split()
     parts = [", ".join(map(printable, reading.files)), *map(printable, reading.problems)]
-    parts += _paths(reading.paths)
+    parts += _paths(reading)
     parts += [_table(connections, tuple(titles)), _finding_table(reading.findings)]
     return "\n\n".join(parts) + "\n"
 
 
-def _paths(paths: Paths) -> list[str]:
+def _paths(reading: Reading) -> list[str]:
     """What became of connections from file to file, and how the files' clocks differ."""
+    paths = reading.paths
     rows = [
         (
-            steps_of(way),
+            steps_of(way, reading),
             way.passage.value,
             way.certainty.value if way.certainty else "",
             printable(" and ".join(way.between), 200) if way.between else "",

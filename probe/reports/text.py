@@ -25,6 +25,7 @@ from probe.reports import (
     in_short,
     matrix,
     milliseconds,
+    number_of,
     one_cluster,
     order_of,
     properties,
@@ -38,7 +39,6 @@ from probe.witness import Comparison, compare, label
 
 if TYPE_CHECKING:
     from probe.reading import Connection, Reading
-    from probe.vantage import Paths
 
 WIDTH = 100  # columns
 SHOWN = 8  # bytes of a step that are shown
@@ -342,7 +342,7 @@ def _captures(report: Captures) -> Iterator[str]:
     for problem in reading.problems:
         yield from _wrapped(f"  not read: {printable(problem, 400)}", "    ")
     if reading.paths.ways:
-        yield from _paths(reading.paths)
+        yield from _paths(reading)
     shown = _chosen(connections)
     yield from _section("Connections")
     yield from _connection_table(reading, shown)
@@ -351,12 +351,13 @@ def _captures(report: Captures) -> Iterator[str]:
         yield f"  … and {left} more: --broken, --sni and --client choose, --format json has all"
     if report.steps:
         for number in shown:
-            yield from _connection_steps(number, connections[number])
+            yield from _connection_steps(connections[number])
     yield from _findings(reading.findings, {})
 
 
-def _paths(paths: Paths) -> Iterator[str]:
+def _paths(reading: Reading) -> Iterator[str]:
     """What became of connections from file to file; each sentence with those that it is about."""
+    paths = reading.paths
     yield from _section(f"From file to file, the outermost first: {order_of(paths)}")
     for ways in fates(paths):
         way = ways[0]
@@ -364,7 +365,7 @@ def _paths(paths: Paths) -> Iterator[str]:
         how = f" ({way.certainty.value})" if way.certainty else ""
         head = printable(f"{way.passage.value.upper()}{where}{how}: {way.why}", 1_200)
         yield from _wrapped(f"  {head}", "    ")
-        listed = ", ".join(map(steps_of, ways[:LISTED]))
+        listed = ", ".join(steps_of(each, reading) for each in ways[:LISTED])
         more = f" and {len(ways) - LISTED} more" if len(ways) > LISTED else ""
         number = "connection" if len(ways) == 1 else "connections"
         yield from _wrapped(f"    {number} {listed}{more}", "      ")
@@ -386,14 +387,14 @@ def _connection_table(reading: Reading, shown: Sequence[int]) -> Iterator[str]:
     rows = [tuple(titles.split())]
     for number in shown:
         row = reading.connections[number]
-        rows.append((str(number + 1), *cells(row), ", ".join(f.code for f in row.findings) or "-"))
+        rows.append((number_of(row), *cells(row), ", ".join(f.code for f in row.findings) or "-"))
     yield from _columns(rows)
 
 
-def _connection_steps(number: int, row: Connection) -> Iterator[str]:
+def _connection_steps(row: Connection) -> Iterator[str]:
     seen = row.handshake
     where = f"{seen.client or '?'} to {seen.server or seen.door}"
-    title = f"Connection {number + 1}, {seen.attempt}, {where}: {_asks(seen)}"
+    title = f"Connection {number_of(row)}, {seen.attempt}, {where}: {_asks(seen)}"
     yield from _steps(seen, printable(title, 300))
     if seen.not_captured:
         yield from _wrapped(f"  not captured: {', '.join(seen.not_captured)}", "    ")

@@ -81,6 +81,8 @@ class Rule(NamedTuple):
             compares = len({proof.attempt for proof in found.evidence}) > 1
             if compares and not self.of_variance and evidence.unsteady:
                 certainty = Certainty.POSSIBLE
+            if evidence.blind and (compares or severity is Severity.ERROR):
+                certainty = Certainty.POSSIBLE
             yield Finding(
                 code=self.code,
                 name=self.name,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from probe.evidence import (
     Evidence,
     Variation,
+    asking,
     breaks_on_request,
     broke_off,
     foreign_answer,
@@ -250,7 +251,7 @@ def tls_refused(evidence: Evidence) -> Iterator[Found]:
         sslmode=require or stronger in the clients. If TLS is wanted only at the edge, the edge
         has to answer SSLRequest itself, as Traefik v3 does; a plain TCP proxy relays the N.
     """
-    seen = evidence.with_opening(Opening.SSL_REQUEST)
+    seen = asking(evidence)
     if seen and seen.ssl_answer == "N" and not seen.foreign:
         yield Found(
             "SSLRequest is answered with N: no TLS here",
@@ -707,7 +708,7 @@ ROUND_WITHIN = 0.1  # seconds from a whole number that a timer and a path may ad
 CUSTOMARY_DELAY = 5  # seconds, of HAProxy's and others' examples
 
 
-@rule("N212", "late-ssl-answer", Severity.WARNING, from_documents=True)
+@rule("N212", "late-ssl-answer", Severity.WARNING)
 def late_ssl_answer(evidence: Evidence) -> Iterator[Found]:
     """SSLRequest is answered only after a round number of seconds: somebody waits for TLS first.
 

@@ -10,6 +10,7 @@ from probe.certificate import Certificate
 from probe.evidence import (
     TOO_MANY_CONNECTIONS,
     Evidence,
+    asking,
     broke_off,
     hung_up,
     in_words,
@@ -423,20 +424,20 @@ def plaintext_fallback(evidence: Evidence) -> Iterator[Found]:
         Remove or narrow lines that begin with host, which match both. PgBouncer:
             client_tls_sslmode = require
     """
-    clear, asking = evidence.one(Opening.STARTUP), evidence.with_opening(Opening.SSL_REQUEST)
-    if asking and asking.authentication and asking.ssl_answer == "N":
-        clear = asking  # a captured client that went on
-    if clear is None or asking is None or clear.authentication is None or clear.startup_in_tls:
+    clear, asked = evidence.one(Opening.STARTUP), asking(evidence)
+    if asked and asked.authentication and asked.ssl_answer == "N":
+        clear = asked  # a captured client that went on
+    if clear is None or asked is None or clear.authentication is None or clear.startup_in_tls:
         return
     if through(evidence) or any(seen.established for seen in evidence.all()):
         return
-    if asking.ssl_answer != "N" and asking.outcome is Outcome.SILENT:
+    if asked.ssl_answer != "N" and asked.outcome is Outcome.SILENT:
         return  # a client that waits does not fall back
-    after = "after the N" if asking.ssl_answer == "N" else "where TLS fails"
+    after = "after the N" if asked.ssl_answer == "N" else "where TLS fails"
     yield Found(
         f"a clear-text StartupMessage is let through to authentication: sslmode=prefer goes on "
         f"without TLS {after}",
-        tuple(dict.fromkeys((evidence.proof(asking), evidence.proof(clear)))),
+        tuple(dict.fromkeys((evidence.proof(asked), evidence.proof(clear)))),
         fix=(
             Fix("client", "sslmode=require or stronger"),
             Fix("server", "pg_hba.conf: hostssl instead of host"),
@@ -486,6 +487,8 @@ def startup_unanswered(evidence: Evidence) -> Iterator[Found]:
     seen = through(evidence)
     if seen is None or seen.authentication or seen.error or seen.foreign:
         return
+    if "authentication" in seen.not_captured and seen.startup_in_tls:
+        return  # it may have been answered
     if insists_on_certificate(seen) is not False:
         return  # said by T413
     if seen.startup_in_tls:
