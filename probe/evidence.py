@@ -18,6 +18,7 @@ from probe.attempt import ALPN, MADE_UP_DATABASE, MADE_UP_USER
 from probe.finding import Proof
 from probe.handshake import Handshake, Opening, Outcome, Stage
 from probe.transcript import Asked, ConnectFailure, Party
+from probe.wire import printable
 from probe.wire.hello import ClientHello
 from probe.wire.startup import PROTOCOL_3_1002
 
@@ -364,16 +365,21 @@ def _disagreement(handshakes: Iterable[Handshake]) -> tuple[Handshake, ...]:
 
     Who hangs up may do so with a FIN, an RST or an alert, whichever the network brings first.
     """
-    kinds: dict[tuple[Stage | None, Outcome], Handshake] = {}
+    kinds: dict[tuple[Stage | None, Outcome, bool], Handshake] = {}
     for seen in handshakes:
         refused = hung_up(seen) or seen.alert is not None
-        kinds.setdefault((seen.reached, Outcome.CLOSED if refused else seen.outcome), seen)
+        outcome = Outcome.CLOSED if refused else seen.outcome
+        kinds.setdefault((seen.reached, outcome, seen.offers_binding), seen)
     return tuple(kinds.values()) if len(kinds) > 1 else ()
 
 
 def in_turn(handshakes: Iterable[Handshake]) -> str:
     """How each of these ended that asked alike, in a sentence."""
-    told = "; ".join(f"{seen.attempt} is {in_words(seen)}" for seen in handshakes)
+    told = "; ".join(
+        f"{seen.attempt} is {in_words(seen)}"
+        + (f", with {printable(', '.join(seen.mechanisms))}" if seen.mechanisms else "")
+        for seen in handshakes
+    )
     return f"what says the same ends differently: {told}"
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from probe.evidence import Evidence, in_words
 from probe.finding import Finding, Severity
 from probe.handshake import Stage
-from probe.path import Path, Routing, TlsEnd, refused_made_up_user
+from probe.path import Answerer, Path, Routing, TlsEnd, refused_made_up_user
 
 # What degrades a connection that gets there.
 _DEGRADES = ("name-ignored", "catch-all-route", "tls-terminated", "pooler-answers")
@@ -86,6 +86,8 @@ def _passing(evidence: Evidence, path: Path) -> str:
     }.get(path.tls_ends_at, "reaches authentication")
     routed = {
         Routing.BY_NAME: ", routed by its name",
-        Routing.IGNORES_NAME: "; the name decides nothing on the way, as behind a plain forwarder",
+        Routing.IGNORES_NAME: "; the name decides nothing on the way",
     }.get(path.routing, "")
+    if path.routing is Routing.IGNORES_NAME and path.ssl_request_answered_by is not Answerer.PROXY:
+        routed += ", as behind a plain forwarder"
     return f"{asks} {gets}{routed}"

@@ -209,6 +209,12 @@ def test_fin_rst_and_alert_at_one_step_are_one_way_to_hang_up() -> None:
         assert "answers-vary" not in names(diagnosis)
 
 
+def test_one_node_that_ends_tls_beside_one_that_does_not_is_told_by_their_offers() -> None:
+    diagnosis = judged(twice(CONTROL, SERVED, replace(SERVED, offer=ONLY_SCRAM)))
+    assert diagnosis.first.verdict.status == "indeterminate"
+    assert "with SCRAM-SHA-256-PLUS" in diagnosis.first.verdict.summary
+
+
 # -- which place it is -----------------------------------------------------------------------------
 
 ANOTHER = replace(SERVED, name=OTHER, salt=b"another cluster!")
@@ -260,6 +266,14 @@ def test_a_proxy_that_finds_its_server_by_name_in_postgresqls_own_protocol_route
     told = {row.client: row.gets_through for row in diagnosis.first.clients}
     assert told["libpq-13"] is False
     assert told["libpq-17"] is True
+
+
+def test_an_n_where_a_bare_client_hello_reaches_the_server_is_somebody_elses() -> None:
+    says_n = replace(CLOSED, answers=(b"N",))
+    diagnosis = ask(but(lambda a: a.opening is Opening.SSL_REQUEST, says_n))
+    (refused,) = (f for f in diagnosis.findings if f.name == "tls-refused")
+    assert "stands in front" in refused.message
+    assert "ssl = on" not in str(refused.fix)
 
 
 # -- who is let in ---------------------------------------------------------------------------------

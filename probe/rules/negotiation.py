@@ -251,11 +251,20 @@ def tls_refused(evidence: Evidence) -> Iterator[Found]:
         sslmode=require or stronger in the clients. If TLS is wanted only at the edge, the edge
         has to answer SSLRequest itself, as Traefik v3 does; a plain TCP proxy relays the N.
     """
-    seen = asking(evidence)
+    seen, direct = asking(evidence), evidence.direct
     if seen and seen.ssl_answer == "N" and not seen.foreign:
+        says_n = Proof(seen.door, seen.attempt, Stage.SSL_REQUEST.value, "N: no TLS here")
+        if direct and reaches_server(direct):
+            yield Found(
+                "SSLRequest is answered with N, and a bare ClientHello reaches a server: who says "
+                "N stands in front of it",
+                (says_n, evidence.proof(direct)),
+                fix=(Fix("gateway", "relay SSLRequest to the server, or answer it with S"),),
+            )
+            return
         yield Found(
             "SSLRequest is answered with N: no TLS here",
-            (Proof(seen.door, seen.attempt, Stage.SSL_REQUEST.value, "N: no TLS here"),),
+            (says_n,),
             fix=(
                 Fix("server", "ssl = on, with ssl_cert_file and ssl_key_file"),
                 Fix("pooler", "PgBouncer: client_tls_sslmode = require, with key and certificate"),
