@@ -185,7 +185,7 @@ def addresses_disagree(evidence: Evidence) -> Iterator[Found]:
         The control, repeated for each address: 00 00 00 08 04 d2 16 2f, then S, a ClientHello
         with the asked name and ALPN postgresql, then StartupMessage. With sslnegotiation=direct
         the control is the bare ClientHello. Compared are the stage that was reached, how the
-        connection ended, the leaf certificate and the cluster.
+        connection ended, and the cluster, or the leaf certificate where none is shown.
 
     How it is told from its look-alikes
         C102, C103 (connection-refused, connection-timed-out) judge the first address alone.

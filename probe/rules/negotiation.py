@@ -235,8 +235,9 @@ def tls_refused(evidence: Evidence) -> Iterator[Found]:
         begins some other protocol's words. C105 and N201 (accepts-then-closes,
         sni-router-without-starttls): a close is no answer, N is one. S309
         (backend-down-or-without-tls): a router says S in front of such a server and then
-        closes. Not separable: an N of the server, which a plain forwarder relays, and an N of a
-        pooler or proxy in front of a server that has TLS.
+        closes. Where a bare ClientHello reaches a server, the N is somebody's in front of it, and
+        the message says so. Else not separable: an N of the server, which a plain forwarder
+        relays, and an N of a pooler or proxy in front of a server that has TLS.
 
     What to change
         postgresql.conf, on a server that is built with SSL:

@@ -166,7 +166,8 @@ def startup_refused(evidence: Evidence) -> Iterator[Found]:
     Why it matters
         Users with the same name, database and address are refused before any password is asked
         for; psql shows the same text. Where only the made-up user of pgprobe is refused, the
-        message says that the way is open, and it stays an error until --user settles it. 53300
+        message says that the way is open; it stays an error, and the verdict indeterminate, until
+        --user settles it. 53300
         (too many connections) on a later attempt only is a warning.
 
     On the wire
@@ -327,7 +328,8 @@ def clusters_differ(evidence: Evidence) -> Iterator[Found]:
         ways, without asking which cluster. S308 (catch-all-route) is about an unknown name.
         Physical replicas and restored copies share the salt and are no finding; logical
         replicas differ. One run has few controls at one address, so a balancer may be missed:
-        repeat. With --user or --dbname no id is taken. Where a pooler answers (P504), the salt
+        repeat. With --user or --dbname no id is taken, nor where a salt never comes twice, as from
+        proxies that make one up for each connection (Neon's). Where a pooler answers (P504), the salt
         is the pooler's own, and several pooler processes can look like several clusters.
 
     What to change

@@ -215,7 +215,8 @@ def sni_required(evidence: Evidence) -> Iterator[Found]:
     On the wire
         Control, or no-alpn: S, ClientHello with server_name, ServerHello back. Attempt no-name,
         or no-name-no-alpn: S, the same ClientHello without that extension; then FIN, RST, an
-        alert, or silence. The pair with ALPN is compared first, the one without ALPN second;
+        alert, or silence; or, behind TLS, an ErrorResponse to a StartupMessage that is let through
+        with the name, as proxies say it that find their server by the name. The pair with ALPN is compared first, the one without ALPN second;
         the first that differs is reported.
 
     How it is told from its look-alikes
@@ -223,8 +224,7 @@ def sni_required(evidence: Evidence) -> Iterator[Found]:
         asked name itself is shown a placeholder. If the client without a name gets a default
         certificate and a finished handshake, this is silent: S308 (catch-all-route) or plain
         forwarding is closer. T408 (alpn-rejected) is kept apart by comparing like with like.
-        Any connection without a name that does not finish counts, so one lost by chance or cut
-        off by the deadline looks the same: repeat the run.
+        C110 (answers-vary): it got through when it was made again. Silence is not tried twice.
 
     What to change
         Client: a host name instead of an address, libpq 14 or later, and SNI left on:
@@ -471,8 +471,7 @@ def sni_case_sensitive(evidence: Evidence) -> Iterator[Found]:
         made-up name is taken in; it stands beside this one where the mixed name falls to the
         default. S302 and S304 concern the name as written. A router that compares case and a
         server that does so, with certificates by host name, cannot be told apart from outside;
-        --door asks behind the router. An unsteady control blocks the comparison of places, not
-        that of a lost connection: repeat the run. Told from documents: at most likely.
+        --door asks behind the router. C110 (answers-vary): it got through when it was made again.
 
     What to change
         Router: compare without regard to case. HAProxy has the flag -i for it:
@@ -539,9 +538,9 @@ def catch_all_route(evidence: Evidence) -> Iterator[Found]:
         Plain forwarding takes any name to the same place and is no finding. T407
         (default-certificate): the asked name itself gets a placeholder. S303 (sni-required) is
         about no name. Not seen: a catch-all that leads to the asked name's own backend, unless
-        an --other-name leads elsewhere. Behind a balancer over servers with different
-        certificates a place that the asked name reaches too is no other place; with many
-        servers this picture can still come up by chance, and a second run shows it.
+        an --other-name leads elsewhere. One cluster may show several certificates: it is one
+        place. Where no known name is seen to lead elsewhere, since the asked one breaks off, it is
+        only possible: a filter by name before a plain forwarder looks the same.
 
     What to change
         Remove the catch-all, or put it on an entry point of its own. Traefik v3:
