@@ -328,9 +328,10 @@ def clusters_differ(evidence: Evidence) -> Iterator[Found]:
         ways, without asking which cluster. S308 (catch-all-route) is about an unknown name.
         Physical replicas and restored copies share the salt and are no finding; logical
         replicas differ. One run has few controls at one address, so a balancer may be missed:
-        repeat. With --user or --dbname no id is taken, nor where a salt never comes twice, as from
-        proxies that make one up for each connection (Neon's). Where a pooler answers (P504), the salt
-        is the pooler's own, and several pooler processes can look like several clusters.
+        repeat. With --user or --dbname no id is taken, nor where a salt never comes twice, as
+        from proxies that make one up for each connection (Neon's). Where a pooler answers
+        (P504), the salt is the pooler's own, and several pooler processes can look like several
+        clusters.
 
     What to change
         Put only members of one cluster behind a name. Kubernetes: the selector of a Service

@@ -215,9 +215,10 @@ def sni_required(evidence: Evidence) -> Iterator[Found]:
     On the wire
         Control, or no-alpn: S, ClientHello with server_name, ServerHello back. Attempt no-name,
         or no-name-no-alpn: S, the same ClientHello without that extension; then FIN, RST, an
-        alert, or silence; or, behind TLS, an ErrorResponse to a StartupMessage that is let through
-        with the name, as proxies say it that find their server by the name. The pair with ALPN is compared first, the one without ALPN second;
-        the first that differs is reported.
+        alert, or silence; or, behind TLS, an ErrorResponse to a StartupMessage that is let
+        through with the name, as proxies say it that find their server by the name. The pair
+        with ALPN is compared first, the one without ALPN second; the first that differs is
+        reported.
 
     How it is told from its look-alikes
         S301 (name-not-routed): the name is sent and unknown. T407 (default-certificate): the
@@ -471,7 +472,8 @@ def sni_case_sensitive(evidence: Evidence) -> Iterator[Found]:
         made-up name is taken in; it stands beside this one where the mixed name falls to the
         default. S302 and S304 concern the name as written. A router that compares case and a
         server that does so, with certificates by host name, cannot be told apart from outside;
-        --door asks behind the router. C110 (answers-vary): it got through when it was made again.
+        --door asks behind the router. C110 (answers-vary): it got through when it was made
+        again.
 
     What to change
         Router: compare without regard to case. HAProxy has the flag -i for it:
@@ -539,8 +541,8 @@ def catch_all_route(evidence: Evidence) -> Iterator[Found]:
         (default-certificate): the asked name itself gets a placeholder. S303 (sni-required) is
         about no name. Not seen: a catch-all that leads to the asked name's own backend, unless
         an --other-name leads elsewhere. One cluster may show several certificates: it is one
-        place. Where no known name is seen to lead elsewhere, since the asked one breaks off, it is
-        only possible: a filter by name before a plain forwarder looks the same.
+        place. Where no known name is seen to lead elsewhere, since the asked one breaks off, it
+        is only possible: a filter by name before a plain forwarder looks the same.
 
     What to change
         Remove the catch-all, or put it on an entry point of its own. Traefik v3:
