@@ -215,9 +215,15 @@ class Evidence:
         told = _disagreement(seen for seen in self.controls if not server_is_full(seen))
         return in_turn(told) if told else None
 
-    @property
-    def disagreements(self) -> Iterator[tuple[Handshake, ...]]:
-        """Handshakes that asked alike and ended differently, one of each way to end."""
+    @cached_property
+    def varying(self) -> tuple[Handshake, ...]:
+        """Handshakes of a run that asked alike and ended differently; none, where all is steady.
+
+        Then chance may be in any single end, and nothing is proved by comparing two.
+        """
+        return () if self.question.strangers else next(self._disagreements(), ())
+
+    def _disagreements(self) -> Iterator[tuple[Handshake, ...]]:
         known = set()
         for seen in self.handshakes:
             variations = self.variations(seen)

@@ -14,7 +14,8 @@ has no clock and no socket: the source tells it the time. The rules, and why:
 * *Silent* listens until the others are done, and to its full time-out only where nobody got a
   byte; the last control shows whether the endpoint is still what it was.
 * What was closed without a word, where the control got through, is made once more, by itself: a
-  node that is down, a limit on connections and a rate limiter must not look like a rule.
+  node that is down, a limit on connections and a rate limiter must not look like a rule. Some are
+  enough: where one gets through then, nothing is proved by comparing others.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from probe.handshake import Opening
 HEAD_START = 0.25  # seconds
 IN_FLIGHT = 4  # connections
 PAST_STARTUP = 2  # connections
+AGAIN = 6  # attempts that are made once more, and the control
 PATIENCE_FACTOR = 20  # times the control's longest wait
 LEAST_PATIENCE = 2.0  # seconds
 
@@ -124,7 +126,7 @@ class Schedule:
         """The attempt is over."""
         progress = self._made[attempt.name]
         progress.ended = how
-        if attempt.twice and progress.lost:
+        if attempt.twice and progress.lost and len(self._again) <= AGAIN:
             self._again.insert(-1, _once_more(attempt, Needs.TLS))
 
     # -- what the source asks ----------------------------------------------------------------

@@ -79,7 +79,7 @@ class Rule(NamedTuple):
             if self.from_documents and certainty is Certainty.PROVED:
                 certainty = Certainty.LIKELY
             compares = len({proof.attempt for proof in found.evidence}) > 1
-            if compares and not self.of_variance and evidence.unsteady:
+            if compares and not self.of_variance and evidence.varying:
                 certainty = Certainty.POSSIBLE
             if evidence.blind and (compares or severity is Severity.ERROR):
                 certainty = Certainty.POSSIBLE

@@ -581,11 +581,11 @@ def answers_vary(evidence: Evidence) -> Iterator[Found]:
 
     How it is told from its look-alikes
         S303, S305, S306, S307, N207 and N208 are about what differs between attempts, and hold
-        each time they are tried; beside this one, where the control itself varies, they are
-        possible at most, and the verdict is indeterminate. P505 (clusters-differ): all get
-        through, to different clusters. P503 with 53300 is a server that says that it is full.
-        Not separable: one node of several that is down, a limit on connections from one address,
-        a rate limiter, a server that is restarted meanwhile. Silence is not tried twice.
+        each time they are tried; beside this one they are possible at most. Where the control
+        itself varies, the verdict is indeterminate. P505 (clusters-differ): all get through, to
+        different clusters. P503 with 53300 is a server that says that it is full. Not
+        separable: one node of several that is down, a limit on connections from one address, a
+        rate limiter, a server that is restarted meanwhile. Silence is not tried twice.
 
     What to change
         Look at the health checks of what the balancer sends to: a node that is down must leave.
@@ -597,12 +597,11 @@ def answers_vary(evidence: Evidence) -> Iterator[Found]:
         what comes above. Repeat the run, and compare with the number of connections in flight:
             pgprobe db-1.example.com --attempts quick
     """
-    told = next(evidence.disagreements, None)
-    if told is None or evidence.question.strangers:
+    if not evidence.varying:
         return
     yield Found(
-        in_turn(told),
-        tuple(evidence.proof(seen) for seen in told),
+        in_turn(evidence.varying),
+        tuple(evidence.proof(seen) for seen in evidence.varying),
         fix=(
             Fix("load balancer", "check the health of each node, and its health checks"),
             Fix("gateway", "look for a limit on connections from one address, or a rate limit"),
