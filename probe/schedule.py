@@ -58,7 +58,7 @@ class _Progress:
     ssl_answer: bool = False
     answers: int = 0
     established: bool = False
-    slowest: float = 0.0  # seconds waited for an answer
+    slowest: float = 0.0  # seconds waited for an answer, or a close
     last_heard: float = 0.0  # seconds since the run began
     past_startup: bool = False
     ended: Ended | None = None
@@ -122,10 +122,12 @@ class Schedule:
         """The attempt's StartupMessage goes out."""
         self._made[attempt.name].past_startup = True
 
-    def ended(self, attempt: Attempt, how: Ended) -> None:
-        """The attempt is over."""
+    def ended(self, attempt: Attempt, how: Ended, waited: float = 0.0) -> None:
+        """The attempt is over; it had waited for so many seconds."""
         progress = self._made[attempt.name]
         progress.ended = how
+        if how is Ended.CLOSED:
+            progress.slowest = max(progress.slowest, waited)
         if attempt.twice and progress.lost and len(self._again) <= AGAIN:
             self._again.insert(-1, _once_more(attempt, Needs.TLS))
 

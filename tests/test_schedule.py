@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from probe.attempt import Attempt, Needs, everything, standard
 from probe.handshake import Opening
 from probe.schedule import (
+    AGAIN,
     HEAD_START,
     IN_FLIGHT,
     LEAST_PATIENCE,
@@ -519,3 +520,21 @@ def test_a_control_that_waited_in_vain_is_not_made_again() -> None:
     run.ends("control", Ended.SILENT)
     assert run.starts(TIMEOUT) == []
     assert run.finished
+
+
+def test_where_the_control_was_closed_late_less_is_no_silence() -> None:
+    run = Run(CONTROL, DIRECT)
+    run.starts(0.0)
+    run.schedule.ended(run.started["control"], Ended.CLOSED, 5.0)
+    assert run.schedule.least_patience > 5.0
+
+
+def test_no_more_than_some_are_made_again() -> None:
+    many = [replace(CONTROL, name=f"n{n}", user=f"n{n}", twice=True) for n in range(AGAIN + 3)]
+    run = through(*many)
+    for _ in range(20):
+        for name in run.starts(run.now + 1):
+            run.ends(name, Ended.CLOSED)
+    again = [name for name in run.started if name.endswith("-again")]
+    assert len(again) == AGAIN + 1
+    assert again[-1] == "control-again"

@@ -445,7 +445,7 @@ class _Loop:
         self.schedule.cut_off("the deadline was over")
 
     def ended(self, connection: _Connection, how: Ended) -> None:
-        self.schedule.ended(connection.attempt, how)
+        self.schedule.ended(connection.attempt, how, connection.waited(time.monotonic()))
         self.running.remove(connection)
         attempt = connection.attempt
         transcript = Transcript(
