@@ -588,14 +588,6 @@ def proxy_says_s(evidence: Evidence, end: TlsEnd, routing: Routing) -> bool:
     return strange or broke_off(startup)
 
 
-def answered_as_by_a_server(startup: Handshake | None) -> bool:
-    """A clear StartupMessage came to a real server: authentication, or an error with a routine."""
-    if startup is None:
-        return False
-    words = startup.error is not None and startup.error.routine is not None
-    return startup.authentication is not None or words
-
-
 def _direct_tls(evidence: Evidence) -> DirectTls:
     direct = evidence.direct
     if direct is None:

@@ -314,11 +314,18 @@ def test_what_a_server_says_of_whoever_comes_decides_no_client() -> None:
     assert told["libpq-17"] is True
 
 
-def test_an_answer_that_comes_after_a_round_wait_is_told_of_a_live_run_too() -> None:
-    made = SERVED.transcript(CONTROL)
+def late(made: Transcript) -> Transcript:
+    """The first answer comes after five seconds."""
     events = tuple(e._replace(at=e.at + 5.0) if n > 2 else e for n, e in enumerate(made.events))
-    diagnosis = judged([made._replace(events=events)])
-    assert "late-ssl-answer" in names(diagnosis)
+    return made._replace(events=events)
+
+
+def test_a_round_wait_for_the_s_is_told_where_a_bare_client_hello_is_answered_at_once() -> None:
+    control = late(SERVED.transcript(CONTROL))
+    direct = SERVED.transcript(replace(CONTROL, name="direct", opening=DIRECT))
+    assert "late-ssl-answer" in names(judged([control, direct]))
+    assert "late-ssl-answer" not in names(judged([control, late(direct)]))
+    assert "late-ssl-answer" not in names(judged([control]))
 
 
 def test_a_peer_that_hangs_up_behind_finished_is_told_whether_or_not_startup_went_out() -> None:

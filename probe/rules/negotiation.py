@@ -740,8 +740,9 @@ def late_ssl_answer(evidence: Evidence) -> Iterator[Found]:
     How it is told from its look-alikes
         N201 (sni-router-without-starttls) ends in a close, here the answer comes. A server that
         is overloaded or far away is late by no round number. It is likely where several waits
-        are the same or it is the customary 5 s, else possible. Not separable: a name service in
-        the server's way that times out (log_hostname, ident).
+        are the same or it is the customary 5 s, else possible. A live run says it only where a
+        bare ClientHello is answered at once. Not separable in a capture: a name service in the
+        server's way that times out (log_hostname, ident).
 
     What to change
         HAProxy: go on at once when the first byte is not that of a TLS record, 22:
@@ -752,7 +753,7 @@ def late_ssl_answer(evidence: Evidence) -> Iterator[Found]:
         StartTLS (Traefik 3), or clients with sslnegotiation=direct.
     """
     late = [(seen, wait) for seen in evidence.handshakes if (wait := _round_wait(seen))]
-    if not late:
+    if not late or not (evidence.question.strangers or _prompt_to_tls(evidence)):
         return
     alike = [seen for seen, wait in late if wait == late[0][1]]
     sure = len(alike) > 1 or late[0][1] == CUSTOMARY_DELAY
@@ -770,8 +771,17 @@ def late_ssl_answer(evidence: Evidence) -> Iterator[Found]:
     )
 
 
-def _answer_time(seen: Handshake) -> float:
-    return next((step.took for step in seen.steps if step.stage is Stage.SSL_REQUEST), 0.0)
+def _answer_time(seen: Handshake, stage: Stage = Stage.SSL_REQUEST) -> float:
+    return next((step.took for step in seen.steps if step.stage is stage), 0.0)
+
+
+def _prompt_to_tls(evidence: Evidence) -> bool:
+    """A bare ClientHello is answered at once: it is not everything that is slow."""
+    bare = (seen for seen in evidence.handshakes if seen.opening is Opening.DIRECT_TLS)
+    return any(
+        seen.server_hello and _answer_time(seen, Stage.SERVER_HELLO) < LEAST_DELAY / 2
+        for seen in bare
+    )
 
 
 def _round_wait(seen: Handshake) -> int | None:

@@ -23,7 +23,6 @@ from probe.path import (
     Answerer,
     Routing,
     TlsEnd,
-    answered_as_by_a_server,
     insists_on_certificate,
     pooler_sign,
     refused_made_up_user,
@@ -86,8 +85,9 @@ def cancel_not_routable(evidence: Evidence) -> Iterator[Found]:
         return  # who ends TLS may know its sessions; a close tells nothing
     if not hangs and not (by_name and by_proxy):
         return
-    if not hangs and answered_as_by_a_server(evidence.one(Opening.STARTUP)):
-        return  # clear text comes to a server
+    startup = evidence.one(Opening.STARTUP)
+    if not hangs and startup and evidence.same_place(startup, control):
+        return  # clear text comes to this very server
     yield Found(
         f"a clear-text CancelRequest is {in_words(seen)}: it carries no name to be routed by, so "
         "Ctrl-C in psql and cancel() of pgjdbc do nothing",
