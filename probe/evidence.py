@@ -224,6 +224,10 @@ class Evidence:
         return () if self.question.strangers else next(self._disagreements(), ())
 
     def _disagreements(self) -> Iterator[tuple[Handshake, ...]]:
+        main = self.main
+        for seen in self.handshakes:  # who was not taken in has asked nothing yet
+            if main and main.authenticates and seen.not_connected:
+                yield main, seen
         known = set()
         for seen in self.handshakes:
             variations = self.variations(seen)

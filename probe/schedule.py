@@ -14,8 +14,7 @@ has no clock and no socket: the source tells it the time. The rules, and why:
 * *Silent* listens until the others are done, and to its full time-out only where nobody got a
   byte; the last control shows whether the endpoint is still what it was.
 * What was closed without a word, where the control got through, is made once more, by itself: a
-  node that is down, a limit on connections and a rate limiter must not look like a rule. Some are
-  enough: where one gets through then, nothing is proved by comparing others.
+  node that is down, a limit on connections and a rate limiter must not look like a rule.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ from probe.handshake import Opening
 HEAD_START = 0.25  # seconds
 IN_FLIGHT = 4  # connections
 PAST_STARTUP = 2  # connections
-AGAIN = 6  # attempts that are made once more, and the control
+BREATH = 0.1  # seconds before what is made once more
+AGAIN = 14  # attempts that are made once more: as many as there are with one name
 PATIENCE_FACTOR = 20  # times the control's longest wait
 LEAST_PATIENCE = 2.0  # seconds
 
@@ -83,6 +83,7 @@ class Schedule:
     _asks: Attempt | None = field(init=False)  # the first with a plain SSLRequest
     _again: list[Attempt] = field(init=False, default_factory=list)  # the control is the last
     _full: bool = field(init=False, default=False)
+    _idle_since: float | None = field(init=False, default=None)  # nothing runs
 
     def __post_init__(self) -> None:
         self._waiting = list(self.attempts)
@@ -97,6 +98,7 @@ class Schedule:
     def started(self, attempt: Attempt) -> None:
         """The attempt's connection is being made."""
         (self._again if attempt in self._again else self._waiting).remove(attempt)
+        self._idle_since = None
         self._made[attempt.name] = _Progress(attempt)
 
     def heard(self, attempt: Attempt, data: bytes, waited: float, now: float) -> None:
@@ -143,9 +145,16 @@ class Schedule:
             return None
         if first := next(filter(self._ready, self._waiting), None):
             return first
-        # each by itself, and the control behind all others
-        busy = any(p.attempt.opening is not Opening.NOTHING for p in running)
-        return None if busy or self._waiting else next(filter(self._ready, self._again), None)
+        if running or self._waiting:
+            return None
+        return self._alone(next(filter(self._ready, self._again), None), now)
+
+    def _alone(self, attempt: Attempt | None, now: float) -> Attempt | None:
+        """Each by itself, when the one before is forgotten; and the control behind all others."""
+        if attempt is None or attempt is self._again[-1]:
+            return attempt
+        self._idle_since = now if self._idle_since is None else self._idle_since
+        return attempt if now >= self._idle_since + BREATH else None
 
     def may_pass_startup(self) -> bool:
         """Whether one more connection may send its StartupMessage."""
@@ -156,7 +165,7 @@ class Schedule:
         """How many seconds the attempt may wait for its next bytes, as things stand now."""
         others = [p for p in self._made.values() if p.attempt is not attempt]
         if attempt.opening is Opening.NOTHING:
-            busy = any(p.ended is None for p in others) or bool(self._waiting or self._again)
+            busy = any(p.ended is None for p in others) or bool(self._waiting)
             return self.timeout if busy or not self._anybody_heard() else 0.0
         control = self._made[self._control.name]
         if attempt is self._control or control.ended is not Ended.LEFT or not control.established:
@@ -170,7 +179,9 @@ class Schedule:
 
     @property
     def wakes_at(self) -> float:
-        """When the control's head start will be over, as things stand now."""
+        """When another may start though nothing happens, as things stand now."""
+        if self._idle_since is not None:
+            return self._idle_since + BREATH
         control = self._made.get(self._control.name)
         return control.last_heard + HEAD_START if control else 0.0
 

@@ -13,6 +13,7 @@ from probe.attempt import Attempt, Needs, everything, standard
 from probe.handshake import Opening
 from probe.schedule import (
     AGAIN,
+    BREATH,
     HEAD_START,
     IN_FLIGHT,
     LEAST_PATIENCE,
@@ -150,10 +151,12 @@ def test_the_last_control_waits_for_all_others() -> None:
     assert run.left_out == []
 
 
-def test_the_last_control_does_not_wait_for_silence() -> None:
+def test_the_last_control_waits_until_silence_has_ended() -> None:
     run = through(SILENT, OTHERS[0])
     run.starts(0.1)
     run.ends("a")
+    assert run.starts(0.2) == []
+    run.ends("silent", Ended.SILENT)
     assert run.starts(0.2) == ["control-again"]
 
 
@@ -381,9 +384,7 @@ def test_silence_listens_while_others_run_and_no_longer_where_somebody_was_heard
     run.starts(0.1)
     assert run.patience("silent") == TIMEOUT
     run.ends("a")
-    run.starts(0.2)
-    assert run.patience("silent") == TIMEOUT
-    run.ends("control-again")
+    assert run.starts(0.2) == []
     assert run.patience("silent") == 0.0
 
 
@@ -462,11 +463,14 @@ def test_what_is_closed_without_a_word_is_made_once_more_by_itself() -> None:
     run.ends("y", Ended.CLOSED)
     assert run.starts(0.2) == []
     run.gets_through("a")
-    assert run.starts(0.3) == ["x-again"]
+    assert run.starts(0.3) == []
+    assert run.schedule.wakes_at == 0.3 + BREATH
+    assert run.starts(0.3 + BREATH) == ["x-again"]
     run.ends("x-again", Ended.CLOSED)
-    assert run.starts(0.4) == ["y-again"]
+    assert run.starts(1.0) == []
+    assert run.starts(1.0 + BREATH) == ["y-again"]
     run.gets_through("y-again")
-    assert run.starts(0.5) == ["control-again"]
+    assert run.starts(1.2) == ["control-again"]
     run.gets_through("control-again")
     assert run.finished
 
@@ -532,7 +536,7 @@ def test_where_the_control_was_closed_late_less_is_no_silence() -> None:
 def test_no_more_than_some_are_made_again() -> None:
     many = [replace(CONTROL, name=f"n{n}", user=f"n{n}", twice=True) for n in range(AGAIN + 3)]
     run = through(*many)
-    for _ in range(20):
+    for _ in range(50):
         for name in run.starts(run.now + 1):
             run.ends(name, Ended.CLOSED)
     again = [name for name in run.started if name.endswith("-again")]
