@@ -489,6 +489,10 @@ def foreign_answer(evidence: Evidence) -> Handshake | None:
     listening = evidence.one(Opening.NOTHING)
     if listening and listening.foreign:
         return listening
+    if asking is None or not asking.server_bytes:  # who waits for a line's end, say
+        clear = (s for s in evidence.handshakes if s.foreign and not (s.foreign_in_tls or s.glued))
+        if found := next(clear, None):
+            return found
     inside = (seen for seen in evidence.handshakes if seen.foreign_in_tls and not placeholder(seen))
     if asking and asking.ssl_answer in ("S", "N"):
         return next((seen for seen in inside if seen.opening is Opening.SSL_REQUEST), None)

@@ -243,6 +243,8 @@ def _check_host(host: str) -> str:
         raise TargetError(
             f"the host {quoted(host)} has white space or control characters; take them out"
         )
+    if host.isdigit():
+        raise TargetError(f"the host {quoted(host)} is a number; write HOST:{host} for a port")
     if ":" not in host:
         return _ascii_name(host.removesuffix("."), "the host")
     if not _is_address(host):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,13 @@ def closed_port() -> int:
         (("127.0.0.1", "--attempts", ","), "attempt"),
         (("127.0.0.1", "--timeout", "0"), "timeout"),
         (("127.0.0.1", "--timeout", "soon"), "timeout"),
+        (("127.0.0.1", "--timeout", "nan"), "not a number of seconds"),
+        (("127.0.0.1", "--deadline", "nan"), "not a number of seconds"),
         (("127.0.0.1", "--deadline", "-1"), "deadline"),
         (("127.0.0.1", "-4", "-6"), "-4 and -6"),
+        (("127.0.0.1", "-6"), "exclude each other"),
+        (("[::1]:5432", "-4"), "exclude each other"),
+        (("5432",), "write HOST:5432"),
         (("127.0.0.1", "--format", "xml"), "format"),
         (("127.0.0.1", "--fail-on", "sometimes"), "fail-on"),
         (("127.0.0.1", "--nonsense"), "--nonsense"),
@@ -122,6 +127,67 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_asked(
         done = pgprobe(f"127.0.0.1:{port}", "--output", str(tmp_path / "no" / "report"))
     assert done.returncode == ExitStatus.COULD_NOT_LOOK
     assert "cannot write" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("read", "{file}", "--output", "{file}"),
+        ("replay", "{file}", "--to", "127.0.0.1:1", "--record", "{file}"),
+        ("replay", "{file}", "--to", "127.0.0.1:1", "--output", "{file}"),
+        ("127.0.0.1:1", "--record", "{file}", "--output", "{file}"),
+    ],
+)
+def test_nothing_is_written_over_what_is_read_or_written_besides(
+    pgprobe: Run, tmp_path: Path, args: tuple[str, ...]
+) -> None:
+    file = tmp_path / "evidence.pcapng"
+    file.write_bytes(b"evidence")
+    done = pgprobe(*(arg.format(file=file) for arg in args))
+    assert done.returncode == ExitStatus.USAGE
+    assert "would be written over" in done.stderr
+    assert file.read_bytes() == b"evidence"
+
+
+@pytest.mark.parametrize("args", [("rules",), ("explain", "N201"), ("--help",)])
+def test_a_full_disk_is_told_in_a_sentence(args: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "probe", *args]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == ExitStatus.COULD_NOT_LOOK
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_who_leaves_early_changes_no_exit_status() -> None:
+    command = f"{sys.executable} -m probe rules | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (ExitStatus.NOTHING_FOUND, "")
+    assert done.stdout.startswith("C101")
+
+
+def test_who_speaks_http_to_a_bare_client_hello_alone_is_named(diagnose: Diagnose) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                held.append(connection)
+                connection.settimeout(0.2)
+                with suppress(OSError):
+                    if connection.recv(4096)[:1] == b"\x16":
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                        connection.close()
+
+    held: list[socket.socket] = []
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    document = diagnose(f"127.0.0.1:{listener.getsockname()[1]}", *FAST, *SNI)
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    assert document["verdict"]["status"] == "broken"
+    assert [f["name"] for f in document["findings"]] == ["not-postgresql"]
 
 
 def test_output_writes_the_report_and_prints_nothing(pgprobe: Run, tmp_path: Path) -> None:

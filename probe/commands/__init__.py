@@ -7,10 +7,11 @@ is run, so that ``--help`` costs no more than click.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from importlib import import_module
 from pathlib import Path
@@ -57,9 +58,26 @@ STANDARD_INPUT = "-"
 
 _Command = Callable[..., Any]
 
+
+class Seconds(click.FloatRange):
+    """More than none, and no more than so many."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__(min=0, min_open=True, max=most)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """As click has it; what is no number at all (nan) is in no range."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
+
+
 timeout_option = click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True, max=3600),
+    type=Seconds(3_600),
     default=7.0,
     show_default=True,
     help="Seconds, for each wait.",
@@ -106,8 +124,25 @@ def address_family(only_v4: bool, only_v6: bool) -> int:
     return socket.AF_UNSPEC
 
 
-def writable(output: str | None) -> Path | None:
-    """The report's place, looked at before anything is asked: what was learnt shall not be lost."""
+def of_the_family(host: str, family: int) -> None:
+    """Raise :class:`click.UsageError` for an address that -4 or -6 excludes."""
+    import socket
+
+    others = {socket.AF_INET: ("-4", socket.AF_INET6), socket.AF_INET6: ("-6", socket.AF_INET)}
+    option, other = others.get(socket.AddressFamily(family), ("", None))
+    if other is None:
+        return
+    with suppress(OSError):
+        socket.inet_pton(other, host)
+        raise click.UsageError(f"{option} and the address {host} exclude each other")
+
+
+def writable(output: str | None, *others: str | None) -> Path | None:
+    """The report's place, looked at before anything is asked: what was learnt shall not be lost.
+
+    ``others`` are files that are read, or written as well: none may be this one.
+    """
+    apart(output, *others)
     if output is None:
         return None
     path = Path(output)
@@ -118,14 +153,29 @@ def writable(output: str | None) -> Path | None:
     return path
 
 
-def deliver(pieces: Iterable[str], place: Path | None) -> None:
-    """The report, to its place or to standard output."""
-    if place is not None:
-        with place.open("w", encoding="utf-8") as file:
-            file.writelines(pieces)
+def apart(place: str | None, *others: str | None) -> None:
+    """Raise :class:`click.UsageError` where something would be written over one of the others."""
+    if place is None:
         return
-    for piece in pieces:
-        click.echo(piece, nl=False)
+    for other in others:
+        if other is not None and Path(other).resolve() == Path(place).resolve():
+            raise click.UsageError(f"{place!r} would be written over: give another file")
+
+
+def deliver(pieces: Iterable[str], place: Path | None = None) -> None:
+    """The report, to its place or to standard output; a reader may leave before its end."""
+    try:
+        if place is not None:
+            with place.open("w", encoding="utf-8") as file:
+                file.writelines(pieces)
+            return
+        for piece in pieces:
+            click.echo(piece, nl=False)
+    except BrokenPipeError:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+    except OSError as error:
+        where = "standard output" if place is None else repr(str(place))
+        raise CouldNotLookError(f"cannot write {where}: {error.strerror}") from error
 
 
 @contextmanager
@@ -205,8 +255,8 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(ExitStatus.INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader left: nobody is there to be told
-        sys.exit(ExitStatus.NOTHING_FOUND)
+    except OSError as error:  # what has no words of its own: the help on a full disk
+        click.echo(f"Error: {error.strerror or error}", err=True)
+        sys.exit(ExitStatus.COULD_NOT_LOOK)
     finally:
         gc.freeze()  # nor is the end of the process the time to look

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from probe.commands import deliver
 from probe.rules import find_rule
 
 
@@ -14,7 +15,11 @@ def command(code: str) -> None:
     rule = find_rule(code)
     if rule is None:
         raise click.UsageError(f"no finding is called {code[:60]!r}; pgprobe rules lists them all")
-    click.echo(f"{rule.code} {rule.name} ({rule.severity.value} unless said otherwise)")
-    if rule.from_documents:
-        click.echo("From documents: no real component has made it fire here yet.")
-    click.echo(f"\n{rule.manual}")
+    untried = "From documents: no real component has made it fire here yet.\n"
+    deliver(
+        (
+            f"{rule.code} {rule.name} ({rule.severity.value} unless said otherwise)\n",
+            untried if rule.from_documents else "",
+            f"\n{rule.manual}\n",
+        )
+    )

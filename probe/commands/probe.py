@@ -14,9 +14,11 @@ from probe.attempt import MADE_UP_DATABASE, MADE_UP_USER, SETS, Attempt, everyth
 from probe.commands import (
     CouldNotLookError,
     ExitStatus,
+    Seconds,
     address_family,
     deliver,
     family_options,
+    of_the_family,
     record_option,
     recorder,
     report_options,
@@ -79,7 +81,7 @@ door, --login one session.
 @timeout_option
 @click.option(
     "--deadline",
-    type=click.FloatRange(min=0, min_open=True, max=86400),
+    type=Seconds(86_400),
     help="Seconds, for the run; default twice the time-out, for each door.",
 )
 @click.option(
@@ -143,9 +145,10 @@ def command(
         )
     except TargetError as error:
         raise click.UsageError(str(error)) from error
+    of_the_family(asked.hostaddr or asked.host, family)
     control = _control(asked, proxy_protocol)
     chosen = _choose(control, asked, attempts)
-    place = writable(output)
+    place = writable(output, recording)
     limits = Limits(family, timeout, deadline or 2 * timeout * len(asked.places))
     guest = _guest(asked, chosen) if login else None
     with recorder(recording) as kept:

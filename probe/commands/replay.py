@@ -14,6 +14,7 @@ from probe.commands import (
     CouldNotLookError,
     ExitStatus,
     address_family,
+    apart,
     cannot_read,
     deliver,
     family_options,
@@ -134,8 +135,9 @@ def command(
         (place,) = parse_target(to, {}).places  # no environment: --to alone says where
     except TargetError as error:
         raise click.UsageError(f"--to: {error}") from error
+    apart(recording, file)
+    goes_to = writable(output, file, recording)
     chosen, left_out = choose(_load(file), number, past_hello=past_hello)
-    goes_to = writable(output)
     with recorder(recording) as kept:
         report, told = replay(chosen, place, family, timeout)
         if kept:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from probe import __version__
-from probe.commands import CouldNotLookError
+from probe.commands import CouldNotLookError, Seconds
 from probe.drivers.witness import Welcome
 from probe.identity import IdentityError, load_identity, make_identity, server_context
 from probe.sources.witness import MAX_CONNECTIONS, MAX_SECONDS, Witness
@@ -55,7 +55,7 @@ output. See docs/witness.md.
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True, max=3600),
+    type=Seconds(3_600),
     default=MAX_SECONDS,
     show_default=True,
     help="That a connection may last.",

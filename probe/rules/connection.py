@@ -320,6 +320,11 @@ def accepts_then_closes(evidence: Evidence) -> Iterator[Found]:
                 "load balancer",
                 "send the PROXY header only to servers that expect one: PostgreSQL does not",
             ),
+            Fix(
+                "gateway",
+                "a router by SNI that expects TLS first closes so, too: pgprobe with --sni and "
+                "--other-name tells",
+            ),
         ),
     )
 

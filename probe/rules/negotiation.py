@@ -321,10 +321,10 @@ def not_postgresql(evidence: Evidence) -> Iterator[Found]:
     if seen is None or seen.foreign is None:
         return
     where = " inside TLS" if seen.foreign_in_tls else ""
-    how = "unasked" if seen.opening is Opening.NOTHING else "instead of an answer"
+    how = "unasked" if seen.opening is Opening.NOTHING else "where PostgreSQL should"
     known = not seen.foreign.protocol.startswith("an unknown")
     yield Found(
-        f"{seen.foreign.protocol} answers{where}, {how}: '{seen.foreign.says}'",
+        f"{seen.foreign.protocol} answers{where} {how}: '{seen.foreign.says}'",
         (evidence.proof(seen),),
         Certainty.PROVED if known else Certainty.LIKELY,
         fix=(

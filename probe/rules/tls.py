@@ -638,8 +638,8 @@ def direct_tls_unsupported(evidence: Evidence) -> Iterator[Found]:
 
 
 _NO_WORD = (
+    Fix("gateway", "check that there is a route for this very name, and that its backend is up"),
     Fix("gateway", "Traefik 3.6.11 loses the ClientHello behind SSLRequest: use 3.6.12"),
-    Fix("gateway", "check that the route's backend is up and speaks TLS"),
 )
 _IN_THE_LOG = (Fix("server", "an alert names its cause in the log of whoever sent it"),)
 
