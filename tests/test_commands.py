@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from peers import Peer
 
 from fixtures.lab import Lab
 from probe.commands import COMMANDS, ExitStatus
@@ -167,25 +168,15 @@ def test_a_reader_who_leaves_early_changes_no_exit_status() -> None:
 
 
 def test_who_speaks_http_to_a_bare_client_hello_alone_is_named(diagnose: Diagnose) -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
+    def behave(connection: socket.socket, heard: bytearray) -> None:
+        while data := connection.recv(4096):
+            heard += data
+            if heard[0] == 0x16:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                return
 
-    def serve() -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                held.append(connection)
-                connection.settimeout(0.2)
-                with suppress(OSError):
-                    if connection.recv(4096)[:1] == b"\x16":
-                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-                        connection.close()
-
-    held: list[socket.socket] = []
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    document = diagnose(f"127.0.0.1:{listener.getsockname()[1]}", *FAST, *SNI)
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
+    with Peer(behave) as peer:
+        document = diagnose(f"127.0.0.1:{peer.port}", *FAST, *SNI)
     assert document["verdict"]["status"] == "broken"
     assert [f["name"] for f in document["findings"]] == ["not-postgresql"]
 
