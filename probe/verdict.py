@@ -47,7 +47,8 @@ def decide_verdict(evidence: Evidence, path: Path, findings: tuple[Finding, ...]
     main = evidence.main
     errors = [f for f in findings if f.severity is Severity.ERROR]
     if main is None:
-        return Verdict(Status.INDETERMINATE, None, None, "nothing was tried")
+        summary = "nothing was answered before the deadline was over"
+        return Verdict(Status.INDETERMINATE, None, evidence.door, summary)
     there = main.authenticates
     stage = None if there else main.awaited
     if there and any(error.name in _OF_THE_CERTIFICATE for error in errors):

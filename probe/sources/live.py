@@ -436,7 +436,7 @@ class _Loop:
 
     def _cut_off(self, now: float) -> None:
         for connection in list(self.running):
-            if connection.waited(now) >= self.schedule.least_patience or not self.done:
+            if connection.waited(now) >= self.schedule.least_patience:
                 connection.give_up(now)
             else:
                 self.schedule.not_made.append((connection.attempt.name, "cut off by the deadline"))
