@@ -43,6 +43,7 @@ FIRST_ANSWERS = {
         postgres-obsolete-tls-too postgres-obsolete-tls-only
         postgres-hostssl postgres-rejects-tls postgres-md5 postgres-password postgres-trust
         haproxy-tcp envoy-tcp nginx-tcp traefik-tcp haproxy-replicas haproxy-two-clusters
+        haproxy-tcp-limit
         traefik-passthrough traefik-passthrough-unknown traefik-passthrough-dead
         traefik-passthrough-no-tls traefik-passthrough-syn-dropped
         traefik-catch-all traefik-passthrough-with-default
