@@ -436,7 +436,9 @@ class _Loop:
 
     def _cut_off(self, now: float) -> None:
         for connection in list(self.running):
-            if connection.waited(now) >= self.schedule.least_patience:
+            # the control's wait is all that a short deadline has
+            enough = self.schedule.least_patience if self.done else self.schedule.timeout / 2
+            if connection.waited(now) >= enough:
                 connection.give_up(now)
             else:
                 self.schedule.not_made.append((connection.attempt.name, "cut off by the deadline"))
