@@ -370,16 +370,20 @@ def reach(seen: Handshake) -> tuple[bool, bool, int]:
     )
 
 
-def _disagreement(handshakes: Iterable[Handshake]) -> tuple[Handshake, ...]:
-    """One of each way in which they ended; none, where they agree.
+def fate(seen: Handshake) -> tuple[Stage | None, Outcome]:
+    """How far it got and how it ended, to compare it with another.
 
     Who hangs up may do so with a FIN, an RST or an alert, whichever the network brings first.
     """
-    kinds: dict[tuple[Stage | None, Outcome, bool], Handshake] = {}
+    refused = hung_up(seen) or seen.alert is not None
+    return seen.reached, Outcome.CLOSED if refused else seen.outcome
+
+
+def _disagreement(handshakes: Iterable[Handshake]) -> tuple[Handshake, ...]:
+    """One of each way in which they ended; none, where they agree."""
+    kinds: dict[object, Handshake] = {}
     for seen in handshakes:
-        refused = hung_up(seen) or seen.alert is not None
-        outcome = Outcome.CLOSED if refused else seen.outcome
-        kinds.setdefault((seen.reached, outcome, seen.offers_binding), seen)
+        kinds.setdefault((fate(seen), seen.offers_binding), seen)
     return tuple(kinds.values()) if len(kinds) > 1 else ()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from probe.evidence import Evidence, Variation, gets_through, hung_up, in_turn, in_words
+from probe.evidence import Evidence, Variation, fate, gets_through, hung_up, in_turn, in_words
 from probe.finding import Certainty, Fix, Severity
 from probe.handshake import Handshake, Opening, Outcome
 from probe.rules import Found, rule
@@ -192,9 +192,9 @@ def addresses_disagree(evidence: Evidence) -> Iterator[Found]:
         P505 (clusters-differ) needs an authentication offer and may stand beside this. The
         further addresses get the control only: C104 says that they differ, not why; ask each
         with --door. Not separable: a balancer that alternates between servers behind one
-        address. A close here and a reset there count as a difference, though a dead upstream
-        gives either by chance. Doors given with --door are compared too; where one stands
-        behind a terminating proxy, another certificate is to be expected.
+        address. A close, a reset and an alert count as one: a dead upstream gives either by
+        chance. Doors given with --door are compared too; where one stands behind a terminating
+        proxy, another certificate is to be expected.
 
     What to change
         DNS: take out the address that does not serve the name, or repair its listener. Often it
@@ -212,8 +212,7 @@ def addresses_disagree(evidence: Evidence) -> Iterator[Found]:
             continue
         if there.not_connected is ConnectFailure.UNREACHABLE:
             continue  # this machine has no route, for IPv6 say: it tells nothing of the address
-        both_hung_up = hung_up(here) and hung_up(there)
-        same_end = here.reached is there.reached and (both_hung_up or here.outcome is there.outcome)
+        same_end = fate(here) == fate(there)
         if same_end and evidence.same_place(here, there) is not False:
             continue
         yield Found(
