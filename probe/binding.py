@@ -74,7 +74,7 @@ def _tested(evidence: Evidence, seen: Handshake) -> BindingTest | None:
             why = "the server says that its certificate is the one that was seen"
             return BindingTest(Binding.END_TO_END, why, evidence.proof(seen, why))
         if error:
-            why = f"the login ended otherwise: {error.sqlstate}: {printable(error.message, 80)}"
+            why = f"the login ended otherwise: {error.in_words(120)}"
             return BindingTest(Binding.NOT_DECIDABLE, why, evidence.proof(seen, why))
     if seen.sasl.flag == "y" and seen.offers_binding:
         why = "the signature on the certificate names no hash (Ed25519, Ed448)"

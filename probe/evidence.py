@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from probe.attempt import ALPN, MADE_UP_DATABASE, MADE_UP_USER
-from probe.finding import Proof
+from probe.finding import MAX_SAYS, Proof
 from probe.handshake import Handshake, Opening, Outcome, Stage
 from probe.transcript import Asked, ConnectFailure, Party
 from probe.wire import printable
@@ -349,11 +349,15 @@ class Evidence:
         return seen if broken else None
 
     def proof(self, seen: Handshake, says: str | None = None) -> Proof:
-        """The handshake as a finding's evidence: its last step, unless ``says`` tells better."""
+        """The handshake as a finding's evidence: its last step, unless ``says`` tells better.
+
+        ``says`` may quote what a peer said.
+        """
         step = seen.steps[-1] if seen.steps else None
         wordless = seen.opening in (Opening.NOTHING, Opening.CANCEL)
         text = says or (step.says if step and not wordless else in_words(seen))
-        return Proof(seen.door, seen.attempt, step.stage.value if step else None, text)
+        stage = step.stage.value if step else None
+        return Proof(seen.door, seen.attempt, stage, printable(text, MAX_SAYS))
 
 
 # What shows only when the route is chosen.
@@ -391,7 +395,7 @@ def in_turn(handshakes: Iterable[Handshake]) -> str:
     """How each of these ended that asked alike, in a sentence."""
     told = "; ".join(
         f"{seen.attempt} is {in_words(seen)}"
-        + (f", with {printable(', '.join(seen.mechanisms))}" if seen.mechanisms else "")
+        + (f", with {seen.authentication.offer}" if seen.authentication and seen.mechanisms else "")
         for seen in handshakes
     )
     return f"what says the same ends differently: {told}"

@@ -3,6 +3,8 @@
 from enum import StrEnum
 from typing import NamedTuple
 
+MAX_MESSAGE, MAX_SAYS = 1_200, 400  # characters
+
 
 class Severity(StrEnum):
     """How bad. ``error``: clients of the default kind do not get in, or to the wrong place."""
@@ -26,7 +28,10 @@ class Certainty(StrEnum):
 
 
 class Proof(NamedTuple):
-    """One thing that was seen: at which door, in which attempt, at which step."""
+    """One thing that was seen: at which door, in which attempt, at which step.
+
+    What it says is safe to show, as a finding's message is: whoever makes one sees to that.
+    """
 
     door: str
     attempt: str

@@ -507,7 +507,7 @@ class _Observer:
             return None
         error, length = decoded
         self.seen.ssl_answer, self.seen.error = "E", error
-        self.steps.end(self.at, f"ErrorResponse: {_error_text(error)}", reached=False)
+        self.steps.end(self.at, f"ErrorResponse: {error.in_words()}", reached=False)
         self.phase = Phase.OPAQUE
         return length
 
@@ -646,7 +646,7 @@ class _Observer:
                 decoded = None
             if decoded:
                 self.seen.error = decoded[0]
-                says = f"a clear-text ErrorResponse: {_error_text(decoded[0])}"
+                says = f"a clear-text ErrorResponse: {decoded[0].in_words()}"
                 self.steps.end(self.at, says, reached=False)
                 self.phase = Phase.OPAQUE
             else:
@@ -794,10 +794,9 @@ class _Observer:
                     self._set(layer, Phase.SESSION)
                 if seen.authentication is None:
                     seen.authentication = asked
-                    offers = f": {', '.join(asked.mechanisms)}" if asked.mechanisms else ""
                     self._answered()
                     self.steps.begin(Stage.AUTHENTICATION, self.at)
-                    self.steps.end(self.at, f"asks for {asked.method}{printable(offers)}")
+                    self.steps.end(self.at, f"asks for {asked.in_words}")
                 elif asked.code == 11 and seen.salt is None:
                     first = messages.parse_scram_server_first(asked.data)
                     if first:
@@ -813,7 +812,7 @@ class _Observer:
             self.seen.login_error = self.seen.login_error or error
         elif self.seen.error is None:
             self.seen.error, self.seen.witness = error, find_testimony(error.fields)
-            self.steps.end(self.at, f"ErrorResponse: {_error_text(error)}")
+            self.steps.end(self.at, f"ErrorResponse: {error.in_words()}")
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -869,10 +868,6 @@ class _Observer:
                 phase is Phase.TLS and not self.seen.server_hello and foreign.recognise(data)
             ):
                 self._foreign(data, layer)
-
-
-def _error_text(error: messages.ErrorResponse) -> str:
-    return printable(f"{error.sqlstate or 'no code'}: {error.message}")
 
 
 def _ending_text(seen: Handshake) -> str:

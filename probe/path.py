@@ -287,10 +287,10 @@ def _view_signs(evidence: Evidence, asked: list[Handshake]) -> Iterator[Sign]:
         elif theirs != (ours.version, ours.cipher):
             says = f"pg_stat_ssl says TLS {theirs[0]} {theirs[1]}, ours is {ours.version} "
             says += ours.cipher
-            yield Sign(TlsEnd.PROXY, True, evidence.proof(seen, printable(says)))
+            yield Sign(TlsEnd.PROXY, True, evidence.proof(seen, says))
         else:
             says = f"pg_stat_ssl says TLS {theirs[0]} {theirs[1]}, as ours"
-            yield Sign(TlsEnd.SERVER, False, evidence.proof(seen, printable(says)))
+            yield Sign(TlsEnd.SERVER, False, evidence.proof(seen, says))
         return
 
 
@@ -301,8 +301,8 @@ def _offer_signs(evidence: Evidence, asked: list[Handshake]) -> Iterator[Sign]:
             yield Sign(TlsEnd.SERVER, False, evidence.proof(seen, says))
             return
     for seen in asked:
-        if seen.mechanisms:
-            says = f"over TLS only {', '.join(seen.mechanisms)} is offered, no -PLUS"
+        if seen.authentication and seen.mechanisms:
+            says = f"over TLS only {seen.authentication.offer} is offered, no -PLUS"
             yield Sign(TlsEnd.PROXY, False, evidence.proof(seen, says))
             return
 

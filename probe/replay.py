@@ -184,8 +184,7 @@ def _startup(seen: Handshake) -> _Answer | None:
     took = next((step.took for step in seen.steps if step.stage is Stage.STARTUP), 0.0)
     asked = seen.authentication
     if asked:
-        offers = f": {', '.join(asked.mechanisms)}" if asked.mechanisms else ""
-        return _Answer(printable(f"asks for {asked.method}{offers}"), took)
+        return _Answer(f"asks for {asked.in_words}", took)
     return _words(seen, took) or _ending(seen)
 
 

@@ -40,6 +40,13 @@ class TlsError(Exception):
     """The TLS library gave up; the text is its reason, safe to show."""
 
 
+class LeftError(TlsError):
+    """It had to, since the peer said close_notify."""
+
+    def __init__(self) -> None:
+        super().__init__("the peer said close_notify")
+
+
 class UntrustedError(TlsError):
     """It gave up because the chain does not lead to the roots that it was given."""
 
@@ -81,7 +88,7 @@ class _Session:
         try:
             if not self._try(lambda: data.append(self._session.read(65_536))):
                 return None
-        except ssl.SSLZeroReturnError:
+        except LeftError:
             return b""
         return data[0]
 
@@ -105,8 +112,8 @@ class _Session:
             step()
         except ssl.SSLWantReadError:
             return False
-        except ssl.SSLZeroReturnError:
-            raise
+        except ssl.SSLZeroReturnError as error:
+            raise LeftError from error
         except ssl.SSLCertVerificationError as error:
             raise UntrustedError(printable(error.verify_message)) from error
         except ssl.SSLError as error:

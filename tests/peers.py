@@ -274,6 +274,16 @@ def says_s_then_nothing(connection: socket.socket, heard: bytearray) -> None:
     deaf(connection, heard)
 
 
+def says_s_then_leaves(connection: socket.socket, heard: bytearray) -> None:
+    """close_notify in answer to the ClientHello."""
+    hears = _listen(connection, heard)
+    next(hears, None)
+    connection.sendall(b"S")
+    next(hears, None)
+    connection.sendall(bytes((0x15, 3, 3, 0, 2, 1, 0)))
+    closes(connection, heard)
+
+
 def says_n(connection: socket.socket, heard: bytearray) -> None:
     next(_listen(connection, heard), None)
     connection.sendall(b"N")

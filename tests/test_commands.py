@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import Peer
+from peers import Backend, Peer
 
 from fixtures.lab import Lab
 from probe.commands import COMMANDS, ExitStatus
@@ -236,6 +236,38 @@ def test_hostile_text_in_an_error_is_escaped_and_bounded(pgprobe: Run) -> None:
     assert "\\x1b[2Jgone\\x07" in done.stdout
     assert "x" * 1000 not in done.stdout
     assert done.returncode == ExitStatus.FOUND
+
+
+ESCAPES = b"\x1b]0;owned\x07\x1b[2J" + b"x" * 9000
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        pytest.param(b"R", b"\0\0\0\x0a" + ESCAPES + b"\0SCRAM-SHA-256\0\0", id="mechanisms"),
+        pytest.param(b"E", b"SFATAL\0C28" + ESCAPES + b"\0Mno\0\0", id="refusal"),
+        pytest.param(b"E", b"SFATAL\0C57" + ESCAPES + b"\0Mno\0Rx\0\0", id="sqlstate"),
+    ],
+)
+def test_hostile_text_inside_tls_is_escaped_and_bounded(
+    pgprobe: Run, kind: bytes, body: bytes
+) -> None:
+    message = kind + (len(body) + 4).to_bytes(4, "big") + body
+
+    def behave(connection: socket.socket, heard: bytearray) -> None:
+        backend = None
+        while data := connection.recv(65_536):
+            heard += data
+            backend = backend or Backend(messages=lambda _: message, direct=data[:1] == b"\x16")
+            connection.sendall(backend.hear(data))
+
+    with Peer(behave) as peer:
+        for format_name in ("text", "table", "json"):
+            done = pgprobe(f"127.0.0.1:{peer.port}", *SNI, *FAST, "--format", format_name)
+            assert "owned" in done.stdout
+            assert "\x1b" not in json.dumps(done.stdout, ensure_ascii=False)
+            assert "\x07" not in done.stdout
+            assert "x" * 1_000 not in done.stdout
 
 
 def test_libpq_uris_strings_and_the_environment_lead_to_the_same_place(

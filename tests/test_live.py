@@ -22,6 +22,7 @@ from peers import (
     full,
     resets,
     says_n,
+    says_s_then_leaves,
     says_s_then_nothing,
     serves,
 )
@@ -110,6 +111,7 @@ def test_a_port_where_nobody_listens_is_refused() -> None:
         (closes_on_bytes, Outcome.CLOSED),
         (deaf, Outcome.SILENT),
         (says_s_then_nothing, Outcome.SILENT),
+        (says_s_then_leaves, Outcome.ALERT),
         (says_n, Outcome.REFUSED),
     ],
 )

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from hashlib import sha256
-from ssl import SSLContext, SSLZeroReturnError
+from ssl import SSLContext
 from typing import NamedTuple
 
 from probe.drivers import Receive, Send
-from probe.tls import TlsError, TlsServer
+from probe.tls import LeftError, TlsError, TlsServer
 from probe.wire import Malformed
 from probe.wire.foreign import ProxyHeader, decode_proxy_header
 from probe.wire.hello import CLIENT_HELLO, ClientHello, parse_client_hello
@@ -95,14 +95,12 @@ class _Player:
     def play(self) -> Part:
         try:
             outcome, says = yield from self._listen()
-        except _Gone:
+        except (_Gone, LeftError):
             outcome, says = "unfinished", None
         except Malformed as problem:
             outcome, says = "not-postgresql", str(problem)
         except TlsError as problem:
             outcome, says = "tls-failed", str(problem)
-        except SSLZeroReturnError:  # close_notify in the middle of the handshake
-            outcome, says = "unfinished", None
         return Visit(
             outcome,
             says,

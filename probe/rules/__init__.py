@@ -17,7 +17,8 @@ from importlib import import_module
 from typing import NamedTuple
 
 from probe.evidence import Evidence
-from probe.finding import Certainty, Finding, Fix, Proof, Severity
+from probe.finding import MAX_MESSAGE, Certainty, Finding, Fix, Proof, Severity
+from probe.wire import printable
 
 FAMILIES = ("connection", "negotiation", "routing", "tls", "protocol", "witness")
 
@@ -31,7 +32,7 @@ SECTIONS = (
 
 
 class Found(NamedTuple):
-    """What a rule saw. ``severity`` None: the rule's own."""
+    """What a rule saw. The message may quote a peer. ``severity`` None: the rule's own."""
 
     message: str
     evidence: tuple[Proof, ...]
@@ -89,7 +90,7 @@ class Rule(NamedTuple):
                 severity=severity,
                 certainty=certainty,
                 door=evidence.door,
-                message=found.message,
+                message=printable(found.message, MAX_MESSAGE),
                 evidence=found.evidence,
                 fix=found.fix,
             )

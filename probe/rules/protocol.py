@@ -142,13 +142,15 @@ def channel_binding_impossible(evidence: Evidence) -> Iterator[Found]:
             server_tls_ca_file = /etc/pgbouncer/ca.crt
     """
     seen = through(evidence)
-    if seen is None or not seen.mechanisms or seen.offers_binding:
+    if seen is None or seen.offers_binding:
+        return
+    asked = seen.authentication
+    if asked is None or not asked.mechanisms:
         return
     if trace(evidence).tls_ends_at is not TlsEnd.PROXY:
         return
     yield Found(
-        f"only {', '.join(seen.mechanisms)} is offered over TLS: channel_binding=require cannot "
-        "work here",
+        f"only {asked.offer} is offered over TLS: channel_binding=require cannot work here",
         (evidence.proof(seen),),
         fix=(Fix("gateway", "let TLS pass to the server, where binding is wanted"),),
     )
@@ -209,8 +211,7 @@ def startup_refused(evidence: Evidence) -> Iterator[Found]:
         else ""
     )
     yield Found(
-        f"StartupMessage is refused{who}: {seen.error.sqlstate or 'no code'}: "
-        f"{printable(seen.error.message, 160)}{beside}",
+        f"StartupMessage is refused{who}: {seen.error.in_words()}{beside}",
         (evidence.proof(seen),),
         fix=_startup_fix(seen.error.sqlstate or "", seen.error.message, made_up=made_up),
     )
@@ -608,11 +609,10 @@ def login_refused(evidence: Evidence) -> Iterator[Found]:
         Server, for a password that is stored with another method than pg_hba asks for:
             ALTER ROLE app PASSWORD '...';
     """
-    if next(iter(_refused_logins(evidence)), None) is None:
-        return
-    if binding_test(evidence).result is Binding.RE_ENCRYPTED:
+    refused = next(_refused_logins(evidence), None)
+    if refused is None or binding_test(evidence).result is Binding.RE_ENCRYPTED:
         return  # said by T402
-    seen, says, fix = next(iter(_refused_logins(evidence)))
+    seen, says, fix = refused
     yield Found(
         f"the login as {printable(evidence.question.user or '', 63)!r} fails: {says}",
         (evidence.proof(seen, says),),
@@ -628,6 +628,5 @@ def _refused_logins(evidence: Evidence) -> Iterator[tuple[Handshake, str, Fix]]:
             says = "the server cannot prove that it knows the password"
             yield seen, says, Fix("operator", "find out who answers in the server's place")
         elif seen.login_error:
-            error = seen.login_error
-            says = f"{error.sqlstate or 'no code'}: {printable(error.message, 160)}"
-            yield seen, says, Fix("server", "check the role, its password and pg_hba.conf")
+            fix = Fix("server", "check the role, its password and pg_hba.conf")
+            yield seen, seen.login_error.in_words(), fix

@@ -10,7 +10,7 @@ from base64 import b64decode
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from probe.wire import Malformed
+from probe.wire import Malformed, printable
 
 MAX_MESSAGE = 65_536  # bytes; nothing that a server says before the login is longer
 MAX_MECHANISMS = 32
@@ -55,6 +55,16 @@ class Authentication(NamedTuple):
         """The method's name."""
         return AUTHENTICATION_METHODS.get(self.code, f"method {self.code}")
 
+    @property
+    def offer(self) -> str:
+        """The mechanisms of a SASL offer for a sentence, safe to show."""
+        return printable(", ".join(self.mechanisms), 120)
+
+    @property
+    def in_words(self) -> str:
+        """The method, and what it offers, safe to show."""
+        return f"{self.method}: {self.offer}" if self.mechanisms else self.method
+
 
 class ErrorResponse(NamedTuple):
     """ErrorResponse: (field letter, text) in the order sent. Protocol 2 errors have only M."""
@@ -79,6 +89,10 @@ class ErrorResponse(NamedTuple):
     def routine(self) -> str | None:
         """Field R: the C function that wrote the error. Measured: only real servers send it."""
         return self.get("R")
+
+    def in_words(self, limit: int = 200) -> str:
+        """SQLSTATE and message, safe to show, in so many characters."""
+        return printable(f"{self.sqlstate or 'no code'}: {self.message}", limit)
 
 
 class NegotiateProtocolVersion(NamedTuple):
