@@ -62,7 +62,7 @@ class Exchange:
         self._attempt, self._leaf = attempt, leaf
         self._password = attempt.password.reveal() if attempt.password and leaf else None
         if attempt.proves:
-            self._password = os.urandom(18).hex()
+            self._password = os.urandom(18).hex().encode()
         self._nonce = os.urandom(18).hex()
         self._flag, self._binding = scram.NOT_BOUND, b""
         self._signature: bytes | None = None
@@ -93,7 +93,7 @@ class Exchange:
                 return self._let_in()
             case "cleartext-password" if self._guest is not None:
                 self._method = asked.method
-                return Reply(password_message(self._guest.encode() + b"\0"), secret=True)
+                return Reply(password_message(self._guest + b"\0"), secret=True)
             case "md5-password" if self._guest is not None:
                 self._method = asked.method
                 response = scram.md5_response(self._attempt.user, self._guest, asked.data[:4])
@@ -108,7 +108,7 @@ class Exchange:
         return LEAVE
 
     @property
-    def _guest(self) -> str | None:
+    def _guest(self) -> bytes | None:
         """The password, where this is a real login."""
         return None if self._attempt.proves else self._password
 

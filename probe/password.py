@@ -32,9 +32,12 @@ class Password:
     def __repr__(self) -> str:
         return "Password(…)"
 
-    def reveal(self) -> str:
-        """The password itself, for the bytes of a login and for nothing else."""
-        return self._text
+    def reveal(self) -> bytes:
+        """The password itself, for the bytes of a login and for nothing else.
+
+        Its bytes are those of the file or the environment, UTF-8 or not.
+        """
+        return self._text.encode("utf-8", "surrogateescape")
 
 
 def find_password(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import marshal
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -45,6 +45,10 @@ MAX_IN_MEMORY = 1 << 20  # likewise; more are kept in a file
 MakeDigest = Callable[[Captured], Any]  # of what is to be known of each connection at once
 
 
+class StoreError(OSError):
+    """They cannot be kept; the text says where they should be, and why."""
+
+
 class _Kept(NamedTuple):
     """Where a connection is kept: in which file, and where in it."""
 
@@ -63,6 +67,8 @@ class Connections(Sequence[Captured]):
     made anew whenever it is asked for. ``digest`` is asked about each connection when it is known;
     its label counts from 1 only in the end. ``place`` is a file's name: what was added in one
     process can be asked for in another (by pickling) while there is a file of that name.
+
+    Whatever needs the file may raise :class:`StoreError`.
     """
 
     def __init__(
@@ -72,31 +78,34 @@ class Connections(Sequence[Captured]):
         self.left_out = self._size = 0
         self._digest, self._place = digest, place
         self._kept: list[_Kept] = []
-        self._files = [place.open("w+b") if place else _unnamed()]
+        self._files: list[IO[bytes]] = []
+        with _temporary():
+            self._files.append(place.open("w+b") if place else _unnamed())
 
     def __del__(self) -> None:
         for file in self._files:
-            file.close()
+            with suppress(OSError):  # of what was not written yet
+                file.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        self._files[0].flush()
+        with _temporary():
+            self._files[0].flush()
         return self.__dict__ | {"_files": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         assert self._place is not None
-        self._files = [self._place.open("rb")]
+        with _temporary():
+            self._files = [self._place.open("rb")]
 
     def add(self, conversation: Conversation) -> None:
         """Take one more, if there is room; :meth:`sort` when all are there."""
         packed = _packed(conversation)
         if self._has_room(len(packed)):
-            begins, number, ends = (
-                self._files[0].tell(),
-                conversation.first_packet,
-                conversation.ends,
-            )
-            self._files[0].write(packed)
+            number, ends = conversation.first_packet, conversation.ends
+            with _temporary():
+                begins = self._files[0].tell()
+                self._files[0].write(packed)
             digest = self._digest(_captured(conversation, 0, self.file)) if self._digest else None
             self._kept.append(_Kept(number, 0, begins, len(packed), ends, digest))
 
@@ -135,9 +144,21 @@ class Connections(Sequence[Captured]):
         number = range(len(self))[index] + 1
         kept = self._kept[index]
         file = self._files[kept.file]
-        file.seek(kept.begins)
-        conversation = _unpacked(file.read(kept.size), kept.first_packet)
+        with _temporary():
+            file.seek(kept.begins)
+            packed = file.read(kept.size)
+        conversation = _unpacked(packed, kept.first_packet)
         return _captured(conversation, number, self.file)
+
+
+@contextmanager
+def _temporary() -> Iterator[None]:
+    """What the system denies of a temporary file is a :class:`StoreError`."""
+    try:
+        yield
+    except OSError as error:
+        where = f"its connections cannot be kept in {gettempdir()!r}"
+        raise StoreError(f"{where}: {error.strerror or error}") from error
 
 
 def _unnamed() -> IO[bytes]:

@@ -29,11 +29,39 @@ NotMade = list[tuple[str, str]]
 
 
 class Limits(NamedTuple):
-    """``family`` as in ``socket``; seconds for each wait, and for the whole run."""
+    """``family`` as in ``socket``; seconds for each wait, and for the whole run.
+
+    ``deadline`` None: whoever is asked gets twice the time-out, each address and each round.
+    """
 
     family: int
     timeout: float
-    deadline: float
+    deadline: float | None = None
+
+
+class _Clock(NamedTuple):
+    """Until when, in seconds of the monotonic clock, and what to do without an end."""
+
+    ends: float | None
+    timeout: float
+
+    @classmethod
+    def of(cls, limits: Limits) -> _Clock:
+        """Running from now."""
+        end = None if limits.deadline is None else time.monotonic() + limits.deadline
+        return cls(end, limits.timeout)
+
+    def left(self, parts: int = 1) -> float:
+        """Seconds for each of so many that are still to come."""
+        if self.ends is None:
+            return 2 * self.timeout
+        return max(0.0, self.ends - time.monotonic()) / parts
+
+    def part(self, parts: int) -> _Clock:
+        """The next one's own."""
+        return (
+            self if self.ends is None else self._replace(ends=time.monotonic() + self.left(parts))
+        )
 
 
 class SecondRound(NamedTuple):
@@ -109,12 +137,11 @@ def visit(
     second: SecondRound | None = None,
 ) -> list[Hop]:
     """What was said at each of the target's places, the outermost first."""
-    ends = time.monotonic() + limits.deadline
+    clock = _Clock.of(limits)
     hops: list[Hop] = []
     for place in target.places:
-        left = len(target.places) - len(hops)
-        share = max(0.0, ends - time.monotonic()) / left
-        hops.append(_visit(target, place, attempts, limits._replace(deadline=share), second))
+        own = clock.part(len(target.places) - len(hops))
+        hops.append(_visit(target, place, attempts, limits.family, own, second))
     return hops
 
 
@@ -122,12 +149,13 @@ def _visit(
     target: Target,
     place: Place,
     attempts: Sequence[Attempt],
-    limits: Limits,
+    family: int,
+    clock: _Clock,
     second: SecondRound | None,
 ) -> Hop:
     """All attempts at the first address that takes a connection, the control at the others."""
     label = place.label if target.doors else target.label
-    resolution = resolve(place.host, place.port, limits.family, limits.timeout)
+    resolution = resolve(place.host, place.port, family, min(clock.timeout, clock.left()))
     if resolution.failure:
         told = not_resolved(attempts[0], label, resolution)
         left = [(attempt.name, "there is no address") for attempt in attempts[1:]]
@@ -137,17 +165,20 @@ def _visit(
     doors: dict[str, list[Transcript]] = {}
     not_made: NotMade = []
     chosen = False
-    for address in resolution.addresses[:MAX_ADDRESSES]:
+    addresses = resolution.addresses[:MAX_ADDRESSES]
+    for number, address in enumerate(addresses):
         some = attempts[:1] if chosen else attempts
-        told_here, left = _probe(address, place.port, some, limits, named)
+        own = clock.part(len(addresses) - number)
+        told_here, left = _probe(address, place.port, some, own, named)
         door = endpoint(address, place.port)
         connected = any(transcript.connected for transcript in told_here)
         if connected and not chosen:
             chosen = True
             more, unfit = second.plan(door, told_here) if second else ([], [])
             for attempt in more:
-                again, _ = _probe(address, place.port, (attempt,), limits, None)
+                again, cut_off = _probe(address, place.port, (attempt,), own, None)
                 told_here += again
+                unfit += cut_off
             doors = {door: told_here, **doors}  # libpq goes on to the next address, too
             not_made = [*left, *unfit]
         else:
@@ -161,14 +192,14 @@ def _probe(
     address: str,
     port: int,
     attempts: Sequence[Attempt],
-    limits: Limits,
+    clock: _Clock,
     resolution: Resolution | None,
 ) -> tuple[list[Transcript], NotMade]:
     return probe_door(
         address,
         port,
         attempts,
-        timeout=limits.timeout,
-        deadline=limits.deadline,
+        timeout=clock.timeout,
+        deadline=clock.left(),
         resolution=resolution,
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
+from peers import Peer, deaf
 
 from fixtures.lab import Lab
 from probe.attempt import Attempt, quick
@@ -22,14 +25,14 @@ Ask = Callable[..., Diagnosis]
 def ask(monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Probe NAME at a port, as if the name service had given these addresses."""
 
-    def probe(port: int, *addresses: str) -> Diagnosis:
+    def probe(port: int, *addresses: str, deadline: float | None = None) -> Diagnosis:
         def look_up(host: object, port: object, *rest: object) -> list[tuple[object, ...]]:
             listed = addresses if host == NAME else (bytes.decode(host),)  # type: ignore[arg-type]
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, port)) for a in listed]
 
         monkeypatch.setattr(socket, "getaddrinfo", look_up)
         control = Attempt("control", server_name=NAME)
-        return run(parse_target(f"{NAME}:{port}", {}), quick(control), Limits(0, 2.0, 4.0))
+        return run(parse_target(f"{NAME}:{port}", {}), quick(control), Limits(0, 2.0, deadline))
 
     return probe
 
@@ -61,3 +64,17 @@ def test_no_address_that_answers_leaves_the_first_one_in_question(ask: Ask) -> N
     diagnosis = ask(port, "127.0.0.2", "127.0.0.3")
     assert diagnosis.first.address == f"127.0.0.2:{port}"
     assert diagnosis.first.verdict.status.value == "unreachable"
+
+
+def test_one_deadline_is_for_all_addresses(ask: Ask) -> None:
+    addresses = [f"127.0.0.{n}" for n in range(2, 8)]
+    with ExitStack() as open_:
+        first = open_.enter_context(Peer(deaf, addresses[0]))
+        for address in addresses[1:]:
+            listener = socket.create_server((address, first.port))
+            open_.enter_context(listener)
+        began = time.monotonic()
+        diagnosis = ask(first.port, *addresses, deadline=1.2)
+        assert time.monotonic() - began < 2
+    assert len(diagnosis.doors) == 6
+    assert {door.verdict.status.value for door in diagnosis.doors} == {"unreachable"}

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conversations import asks
 from peers import Backend, Peer
 
 from fixtures.lab import Lab
+from fixtures.packets import pcap
 from probe.commands import COMMANDS, ExitStatus
+from probe.identity import make_identity
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Diagnose = Callable[..., dict[str, Any]]
@@ -137,6 +140,9 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_asked(
         ("replay", "{file}", "--to", "127.0.0.1:1", "--record", "{file}"),
         ("replay", "{file}", "--to", "127.0.0.1:1", "--output", "{file}"),
         ("127.0.0.1:1", "--record", "{file}", "--output", "{file}"),
+        ("read", "captures/closed-port/capture.pcapng", "--keylog", "{file}", "--output", "{file}"),
+        ("127.0.0.1:1", "--login", "--user", "app", "--output", "{file}"),
+        ("127.0.0.1:1", "--record", "{file}"),
     ],
 )
 def test_nothing_is_written_over_what_is_read_or_written_besides(
@@ -144,10 +150,51 @@ def test_nothing_is_written_over_what_is_read_or_written_besides(
 ) -> None:
     file = tmp_path / "evidence.pcapng"
     file.write_bytes(b"evidence")
-    done = pgprobe(*(arg.format(file=file) for arg in args))
+    environment = {**os.environ, "PGPASSFILE": str(file)}
+    done = pgprobe(*(arg.format(file=file) for arg in args), env=environment)
     assert done.returncode == ExitStatus.USAGE
     assert "would be written over" in done.stderr
     assert file.read_bytes() == b"evidence"
+
+
+SMALL_DISK = """
+import resource, sys, probe.store
+from probe.commands import main
+probe.store.MAX_IN_MEMORY = 100
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
+main()
+"""
+
+
+def test_a_full_disk_under_the_temporary_files_is_not_blamed_on_the_capture(tmp_path: Path) -> None:
+    file = tmp_path / "many.pcap"
+    file.write_bytes(pcap([f for n in range(9) for f in asks(port=1_000 + n, at=n).close().frames]))
+    command = [sys.executable, "-c", SMALL_DISK, "read", str(file)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env=environment
+    )
+    assert done.returncode == ExitStatus.COULD_NOT_LOOK
+    (line,) = done.stderr.splitlines()
+    assert f"its connections cannot be kept in '{tmp_path}': File too large" in line
+
+
+@pytest.mark.parametrize("option", ["--output", "--record"])
+@pytest.mark.parametrize("name", ["ca.pem", "app.pem", "app.key"])
+def test_no_certificate_file_is_written_over(
+    pgprobe: Run, tmp_path: Path, name: str, option: str
+) -> None:
+    identity = make_identity(("app",))
+    for file in ("ca.pem", "app.pem"):
+        (tmp_path / file).write_bytes(identity.chain)
+    (tmp_path / "app.key").write_bytes(identity.key)
+    before = (tmp_path / name).read_bytes()
+    uri = f"postgresql://127.0.0.1:1/?sslrootcert={tmp_path}/ca.pem&sslmode=verify-ca"
+    uri += f"&sslcert={tmp_path}/app.pem&sslkey={tmp_path}/app.key"
+    done = pgprobe(uri, option, str(tmp_path / name))
+    assert done.returncode == ExitStatus.USAGE, done.stderr
+    assert "would be written over" in done.stderr
+    assert (tmp_path / name).read_bytes() == before
 
 
 @pytest.mark.parametrize("args", [("rules",), ("explain", "N201"), ("--help",)])

@@ -27,6 +27,7 @@ from probe.observer import observe
 from probe.password import Password
 from probe.transcript import Data, Layer, LoggedIn, Party, ServerView
 from probe.wire.messages import Message, parse_sasl_initial_response
+from probe.wire.scram import md5_response
 from probe.wire.x509 import parse_x509
 
 SECRET = "open sesame"
@@ -142,6 +143,21 @@ def test_a_server_that_lets_in_without_its_signature_is_left_and_told() -> None:
         assert told is not None
         assert told.leaves
         assert told.fact == LoggedIn("SCRAM-SHA-256", False)
+
+
+def test_a_password_that_is_no_utf_8_is_said_as_the_bytes_that_it_is() -> None:
+    guest = replace(GUEST, password=Password("p\udce4ss"))  # as the system gives a byte E4
+    clear = Exchange(guest, leaf()).answer(asks(3))
+    assert clear is not None
+    assert clear.data[5:] == b"p\xe4ss\0"
+    digest = Exchange(guest, leaf()).answer(asks(5, b"salt"))
+    assert digest is not None
+    assert digest.data[5:] == md5_response("app", b"p\xe4ss", b"salt")
+    exchange = Exchange(guest, leaf())
+    chosen(exchange, ONLY_SCRAM)
+    final = exchange.answer(asks(11, f"r={exchange._nonce}more,s=AAAA,i=1".encode()))
+    assert final is not None
+    assert final.secret
 
 
 def test_a_hidden_message_keeps_type_and_length_alone() -> None:

@@ -14,7 +14,7 @@ from probe.password import MAX_FILE, Password, find_password
 def found(passfile: Path, **who: object) -> str | None:
     asked = {"host": "db-1", "port": 5432, "dbname": "app", "user": "me"} | who
     password = find_password({"PGPASSFILE": str(passfile)}, **asked)  # type: ignore[arg-type]
-    return password.reveal() if password else None
+    return password.reveal().decode() if password else None
 
 
 @pytest.fixture
@@ -47,6 +47,13 @@ def test_the_first_line_that_fits_counts(passfile: Path, lines: str, expected: s
     assert found(passfile) == expected
 
 
+def test_a_password_is_the_bytes_of_the_file(passfile: Path) -> None:
+    passfile.write_bytes(b"*:*:*:*:p\xe4ss")
+    password = find_password({"PGPASSFILE": str(passfile)}, host="a", port=1, dbname="b", user="c")
+    assert password is not None
+    assert password.reveal() == b"p\xe4ss"
+
+
 def test_escaped_colons_fit_an_ipv6_host(passfile: Path) -> None:
     passfile.write_text("\\:\\:1:5432:app:me:six")
     assert found(passfile, host="::1") == "six"
@@ -59,7 +66,7 @@ def test_the_environment_wins_and_an_empty_one_does_not(passfile: Path) -> None:
         environ = {"PGPASSWORD": given, "PGPASSFILE": str(passfile)}
         password = find_password(environ, **who)  # type: ignore[arg-type]
         assert password is not None
-        assert password.reveal() == expected
+        assert password.reveal().decode() == expected
 
 
 def test_home_has_the_default_file_and_may_have_none(tmp_path: Path) -> None:
@@ -71,7 +78,7 @@ def test_home_has_the_default_file_and_may_have_none(tmp_path: Path) -> None:
     path.chmod(0o600)
     password = find_password({"HOME": str(tmp_path)}, **who)  # type: ignore[arg-type]
     assert password is not None
-    assert password.reveal() == "home"
+    assert password.reveal() == b"home"
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o610])

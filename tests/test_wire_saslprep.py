@@ -23,4 +23,8 @@ from probe.wire.saslprep import prepared
     ],
 )
 def test_passwords_are_prepared_as_rfc_4013_says(given: str, expected: str) -> None:
-    assert prepared(given) == expected.encode()
+    assert prepared(given.encode()) == expected.encode()
+
+
+def test_a_password_that_is_no_utf_8_is_taken_as_it_is() -> None:
+    assert prepared(b"p\xe4ss") == b"p\xe4ss"

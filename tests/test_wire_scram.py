@@ -107,4 +107,4 @@ def test_no_server_final_message_raises(data: bytes) -> None:
 
 def test_md5_is_postgresqls() -> None:
     # md5sum's, of secretapp, and of that and salt
-    assert md5_response("app", "secret", b"salt") == b"md57f097e06031b34893c20e25a0e68242c\0"
+    assert md5_response("app", b"secret", b"salt") == b"md57f097e06031b34893c20e25a0e68242c\0"

@@ -164,17 +164,28 @@ def apart(place: str | None, *others: str | None) -> None:
 
 def deliver(pieces: Iterable[str], place: Path | None = None) -> None:
     """The report, to its place or to standard output; a reader may leave before its end."""
+    where = "standard output" if place is None else repr(str(place))
+    file = None
     try:
-        if place is not None:
-            with place.open("w", encoding="utf-8") as file:
-                file.writelines(pieces)
-            return
-        for piece in pieces:
-            click.echo(piece, nl=False)
+        with _writing(where):
+            file = place.open("w", encoding="utf-8") if place else None
+        for piece in pieces:  # which may fail in words of its own
+            with _writing(where):
+                click.echo(piece, file, nl=False)
+        with _writing(where):
+            if file:
+                file.close()
     except BrokenPipeError:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+
+
+@contextmanager
+def _writing(where: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        where = "standard output" if place is None else repr(str(place))
         raise CouldNotLookError(f"cannot write {where}: {error.strerror}") from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from probe.commands import (
     ExitStatus,
     Seconds,
     address_family,
+    apart,
     deliver,
     family_options,
     of_the_family,
@@ -82,7 +83,7 @@ door, --login one session.
 @click.option(
     "--deadline",
     type=Seconds(86_400),
-    help="Seconds, for the run; default twice the time-out, for each door.",
+    help="Seconds, for the whole run.  [default: twice the time-out, for each address]",
 )
 @click.option(
     "--proxy-protocol",
@@ -148,8 +149,10 @@ def command(
     of_the_family(asked.hostaddr or asked.host, family)
     control = _control(asked, proxy_protocol)
     chosen = _choose(control, asked, attempts)
-    place = writable(output, recording)
-    limits = Limits(family, timeout, deadline or 2 * timeout * len(asked.places))
+    read = list(_files(chosen))
+    apart(recording, *read)
+    place = writable(output, recording, *read)
+    limits = Limits(family, timeout, deadline)
     guest = _guest(asked, chosen) if login else None
     with recorder(recording) as kept:
         diagnosis = run(asked, chosen, limits, proves=prove, login=guest, kept=kept)
@@ -238,6 +241,15 @@ def _verifying(control: Attempt, target: Target) -> tuple[Attempt, ...]:
     except CertificateFileError as error:
         raise CouldNotLookError(str(error)) from error
     return (verified,)
+
+
+def _files(attempts: Sequence[Attempt]) -> Iterator[str | None]:
+    """What is read beside the command line."""
+    for attempt in attempts:
+        yield from attempt.client_certificate or ()
+        if attempt.roots != "system":
+            yield attempt.roots
+    yield from map(os.environ.get, ("PGPASSFILE", "PGSERVICEFILE"))
 
 
 def _guest(target: Target, attempts: Sequence[Attempt]) -> Attempt:

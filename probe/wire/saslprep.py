@@ -4,13 +4,20 @@ import stringprep
 import unicodedata
 
 
-def prepared(password: str) -> bytes:
-    """The password as SASLprep makes it; as it is, where SASLprep forbids it (as in PostgreSQL)."""
+def prepared(password: bytes) -> bytes:
+    """The password as SASLprep makes it.
+
+    As it is, where it is not UTF-8 or SASLprep forbids it (as in PostgreSQL: ``pg_saslprep``).
+    """
+    try:
+        given = password.decode()
+    except UnicodeDecodeError:
+        return password
     mapped = "".join(
-        " " if stringprep.in_table_c12(c) else c for c in password if not stringprep.in_table_b1(c)
+        " " if stringprep.in_table_c12(c) else c for c in given if not stringprep.in_table_b1(c)
     )
     text = unicodedata.ucd_3_2_0.normalize("NFKC", mapped)
-    return (password if not text or _forbidden(text) else text).encode()
+    return password if not text or _forbidden(text) else text.encode()
 
 
 def _forbidden(text: str) -> bool:

@@ -79,9 +79,9 @@ def is_signed(server_final: bytes, signature: bytes) -> bool:
     return verifier.startswith(b"v=") and hmac.compare_digest(shown, signature)
 
 
-def md5_response(user: str, password: str, salt: bytes) -> bytes:
+def md5_response(user: str, password: bytes, salt: bytes) -> bytes:
     """The answer to AuthenticationMD5Password, its zero byte included."""
-    inner = hashlib.md5(password.encode() + user.encode(), usedforsecurity=False).hexdigest()
+    inner = hashlib.md5(password + user.encode(), usedforsecurity=False).hexdigest()
     outer = hashlib.md5(inner.encode() + salt, usedforsecurity=False).hexdigest()
     return b"md5" + outer.encode() + b"\0"
 
