@@ -22,7 +22,8 @@ from probe.stream import Streams
 MAX_IGNORED = 131_072  # directions of connections whose bulk is skipped unread
 PATIENCE = 192  # segments of a connection without a beginning that are noted, wanted or not
 MAX_PATIENCE = 65_536  # of all such connections of a part
-MAX_NOTED = 1 << 22  # segments of a part
+MAX_NOTED = 1 << 22  # segments of all parts of a file
+MAX_TRACED = 131_072  # likewise, connections
 
 _DEAF, _HEARS = (1 << 64) - 1, (1 << 64) - 2  # in place of a position
 
@@ -40,16 +41,21 @@ class Noted(NamedTuple):
 
 
 class Trace:
-    """Which segments of a part were looked at, and of which connections bulk was not."""
+    """Which segments of a part were looked at, and of which connections bulk was not.
 
-    def __init__(self) -> None:
+    Where these are more than are noted, it is not ``complete``, and of no use: it forgets them all.
+    ``share``: so many keep to the caps together.
+    """
+
+    def __init__(self, share: int = 1) -> None:
+        self.complete = True
+        self._max_noted, self._max_traced = MAX_NOTED // share, MAX_TRACED // share
         self._ids: dict[bytes, int] = {}  # of both directions
         self._ends: list[bytes] = []
         self._opened = bytearray()  # of each: its first segment has SYN set
         self._counts = array("I")
-        self._entries = array("Q")  # id, position, number
+        self._whose, self._positions, self._numbers = array("I"), array("Q"), array("I")
         self._patience = MAX_PATIENCE
-        self.complete = True
 
     def note(self, segment: Segment, position: int, number: int) -> int:
         """Add a segment; gives a number for the ends of its connection."""
@@ -62,10 +68,7 @@ class Trace:
             self._opened.append(bool(segment.flags & SYN))
             self._counts.append(0)
         self._counts[found] += 1
-        if len(self._entries) < 3 * MAX_NOTED:
-            self._entries.extend((found, position, number))
-        else:
-            self.complete = False
+        self._enter(found, position, number)
         return found
 
     def spare(self, found: int) -> bool:
@@ -76,12 +79,27 @@ class Trace:
         if not self._opened[found] and self._counts[found] < PATIENCE and self._patience:
             self._patience -= 1
             return False
-        self._entries.extend((found, _DEAF, 0))
+        self._enter(found, _DEAF)
         return True
 
     def hear(self, found: int) -> None:
         """Its bulk is looked at again."""
-        self._entries.extend((found, _HEARS, 0))
+        self._enter(found, _HEARS)
+
+    def _enter(self, found: int, position: int, number: int = 0) -> None:
+        self._whose.append(found)
+        self._positions.append(position)
+        self._numbers.append(number)
+        if len(self._whose) > self._max_noted or len(self._ends) > self._max_traced:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.complete = False
+        self._ids.clear()
+        self._ends.clear()
+        self._opened.clear()
+        for numbers in (self._counts, self._whose, self._positions, self._numbers):
+            del numbers[:]
 
     def ends(self) -> Iterator[tuple[bytes, bool]]:
         """Of each connection once, and whether its first segment has SYN set."""
@@ -90,15 +108,18 @@ class Trace:
     def of(self, known: Collection[bytes]) -> Iterator[Noted]:
         """What was noted between these ends, in order."""
         wanted = {self._ids[ends]: ends for ends in known}
-        entries = iter(self._entries)
-        for found, position, number in zip(entries, entries, entries, strict=True):
+        entries = zip(self._whose, self._positions, self._numbers, strict=True)
+        for found, position, number in entries:
             if found in wanted:
                 marks = {_DEAF: True, _HEARS: False}
                 yield Noted(wanted[found], position, number, marks.get(position))
 
 
 def gather(reader: Reader, decoder: Decoder, streams: Streams, trace: Trace | None = None) -> None:
-    """Read all packets; :meth:`~probe.stream.Streams.finish` is for the caller."""
+    """Read all packets; :meth:`~probe.stream.Streams.finish` is for the caller.
+
+    With a trace, only as long as that is complete, and nothing had to make room.
+    """
     ignored: set[bytes] = set()
     found = 0
     for number, at, link, data, length, comment in reader.read(ignored):
@@ -107,6 +128,8 @@ def gather(reader: Reader, decoder: Decoder, streams: Streams, trace: Trace | No
             continue
         if trace is not None:
             found = trace.note(segment, reader.position, number)
+            if streams.notes or not trace.complete:
+                return
         if not streams.take(segment, number, comment):
             if segment.ends not in ignored and (trace is None or trace.spare(found)):
                 if len(ignored) >= MAX_IGNORED:

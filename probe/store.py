@@ -9,13 +9,14 @@ little.
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import count
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, TemporaryDirectory, gettempdir
 from typing import IO, Any, NamedTuple, overload
+from weakref import finalize
 
 from probe.captured import Captured
 from probe.ends import mirrored, named
@@ -78,25 +79,26 @@ class Connections(Sequence[Captured]):
         self.left_out = self._size = 0
         self._digest, self._place = digest, place
         self._kept: list[_Kept] = []
-        self._files: list[IO[bytes]] = []
+        self._files = self._closed_in_the_end()
         with _temporary():
             self._files.append(place.open("w+b") if place else _unnamed())
 
-    def __del__(self) -> None:
-        for file in self._files:
-            with suppress(OSError):  # of what was not written yet
-                file.close()
+    def _closed_in_the_end(self) -> list[IO[bytes]]:
+        files: list[IO[bytes]] = []
+        finalize(self, _close, files)
+        return files
 
     def __getstate__(self) -> dict[str, Any]:
         with _temporary():
             self._files[0].flush()
-        return self.__dict__ | {"_files": []}
+        return self.__dict__ | {"_files": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
+        self._files = self._closed_in_the_end()
         assert self._place is not None
         with _temporary():
-            self._files = [self._place.open("rb")]
+            self._files.append(self._place.open("rb"))
 
     def add(self, conversation: Conversation) -> None:
         """Take one more, if there is room; :meth:`sort` when all are there."""
@@ -124,7 +126,7 @@ class Connections(Sequence[Captured]):
                 number = packets + kept.first_packet
                 self._kept.append(kept._replace(first_packet=number, file=len(self._files)))
         self._files += later._files
-        later._files = []
+        later._files.clear()
 
     def sort(self) -> Sequence[Any]:
         """Put them in order; gives what was made of them, in that order."""
@@ -149,6 +151,12 @@ class Connections(Sequence[Captured]):
             packed = file.read(kept.size)
         conversation = _unpacked(packed, kept.first_packet)
         return _captured(conversation, number, self.file)
+
+
+def _close(files: Iterable[IO[bytes]]) -> None:
+    for file in files:
+        with suppress(OSError):  # of what was not written yet
+            file.close()
 
 
 @contextmanager

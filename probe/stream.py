@@ -69,7 +69,7 @@ class Streams:
 
     ``ports``: only connections to these servers' ports, which count as PostgreSQL's; None: every
     port, and only 5432 is PostgreSQL's whatever is said. ``everything``: also connections that
-    have nothing to do with PostgreSQL.
+    have nothing to do with PostgreSQL. ``share``: so many keep to the caps together.
     """
 
     def __init__(
@@ -78,7 +78,9 @@ class Streams:
         *,
         ports: Collection[int] | None = None,
         everything: bool = False,
+        share: int = 1,
     ) -> None:
+        self._max_flows, self._max_held = MAX_FLOWS // share, MAX_HELD // share
         self.notes: Counter[str] = Counter()
         self._give = give
         self._only = frozenset(ports) if ports else None
@@ -128,8 +130,8 @@ class Streams:
         flow.take(segment, side, other)
         self.held += flow.size - before
         if self.held > self.most_held:
-            self.most_held = min(self.held, MAX_HELD)
-            if self.held > MAX_HELD:
+            self.most_held = min(self.held, self._max_held)
+            if self.held > self._max_held:
                 self._make_room()
         if flow.kept and not flow.closed:
             return not flow.past
@@ -216,8 +218,8 @@ class Streams:
             flow.begin_in_the_middle()
         self._follow(flow)
         if len(self._flows) > self.most_flows:
-            self.most_flows = min(len(self._flows), MAX_FLOWS)
-            if len(self._flows) > MAX_FLOWS:
+            self.most_flows = min(len(self._flows), self._max_flows)
+            if len(self._flows) > self._max_flows:
                 self._make_room()
         return True
 
@@ -299,7 +301,7 @@ class Streams:
 
     def _make_room(self) -> None:
         """The oldest must go: what it said is told, but a SYN alone is only counted."""
-        while self._flows and (len(self._flows) > MAX_FLOWS or self.held > MAX_HELD):
+        while self._flows and (len(self._flows) > self._max_flows or self.held > self._max_held):
             flow = next(iter(self._flows.values()))
             if flow.events_beyond_syn:
                 self.notes[

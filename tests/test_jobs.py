@@ -251,11 +251,23 @@ def test_where_something_has_to_make_room_it_is_read_in_one_go(
     assert compared(tmp_path / "some", pcap(odd(*enough())), 3) == 0
 
 
-def test_a_trace_that_is_too_long_is_read_in_one_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cap", ["MAX_NOTED", "MAX_TRACED"])
+def test_a_trace_that_is_too_long_is_given_up_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap: str
 ) -> None:
-    monkeypatch.setattr(gather, "MAX_NOTED", 10)
+    monkeypatch.setattr(gather, cap, 10)
+    traces: list[gather.Trace] = []
+
+    class Kept(gather.Trace):
+        def __init__(self, share: int) -> None:
+            super().__init__(share)
+            traces.append(self)
+
+    monkeypatch.setattr(capture, "Trace", Kept)
     assert compared(tmp_path / "some", pcap(enough()), 3) == 0
+    assert len(traces) == 2
+    for trace in traces:
+        assert (trace.complete, list(trace.ends()), list(trace.of([]))) == (False, [], [])
 
 
 @pytest.mark.parametrize("patience", [0, 1, 3, 1_000])

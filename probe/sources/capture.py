@@ -78,18 +78,23 @@ def read_capture(
 
 
 class _Choice(NamedTuple):
-    """Which connections, see :class:`~probe.stream.Streams`, and what is made of each."""
+    """Which connections, see :class:`~probe.stream.Streams`, and what is made of each.
+
+    ``share``: of how many that read parts of a file this is for one.
+    """
 
     ports: Collection[int] | None
     everything: bool
     digest: MakeDigest | None
     place: Path | None
+    share: int = 1
 
     def connections(self, name: str) -> Connections:
         return Connections(name, self.digest, self.place)
 
     def streams(self, connections: Connections) -> Streams:
-        return Streams(connections.add, ports=self.ports, everything=self.everything)
+        give = connections.add
+        return Streams(give, ports=self.ports, everything=self.everything, share=self.share)
 
 
 def _read(stream: BinaryIO, name: str, choice: _Choice) -> Capture:
@@ -123,7 +128,7 @@ def _read(stream: BinaryIO, name: str, choice: _Choice) -> Capture:
 class _Later(NamedTuple):
     """What a part of a file says, read without what stands before it.
 
-    ``sound``: nothing in it depends on the packets before, but connections that began there.
+    Nothing in it depends on the packets before, but connections that began there.
     """
 
     connections: Connections
@@ -131,22 +136,25 @@ class _Later(NamedTuple):
     trace: Trace
     packets: int
     ended: float
-    sound: bool
 
 
-def _read_later(file: str, part: Part, choice: _Choice, place: Path) -> None:
-    """What the part says is left in a file: through a pipe, it would be in memory three times."""
+def _read_later(file: str, part: Part, choice: _Choice, place: Path) -> bool:
+    """Leave what the part says in a file; False: it has to be read in one go with the rest.
+
+    Through a pipe, it would be in memory three times.
+    """
     choice = choice._replace(place=place.with_suffix(".connections"))
-    connections, trace = choice.connections(file), Trace()
+    connections, trace = choice.connections(file), Trace(choice.share)
     streams, decoder = choice.streams(connections), Decoder()
     with Path(file).open("rb", buffering=0) as stream, _no_collector():
         reader = Reader(Slice(stream, part))  # type: ignore[arg-type]
         gather(reader, decoder, streams, trace)
     state = streams.state()
     sound = state.orderly and trace.complete and _independent(reader, decoder, part, connections)
-    later = _Later(connections, state, trace, reader.packets, reader.ended, sound)
-    with place.open("wb") as left:
-        pickle.dump(later, left)
+    if sound:
+        with place.open("wb") as left:
+            pickle.dump(_Later(connections, state, trace, reader.packets, reader.ended), left)
+    return sound
 
 
 def _independent(reader: Reader, decoder: Decoder, part: Part, connections: Connections) -> bool:
@@ -176,10 +184,10 @@ class _Parts:
         """The capture, or None: read it in one go."""
         if len(parts) < 2:
             return None
-        choice = self.choice
-        self.connections = choice.connections(name)
-        self.streams = choice.streams(self.connections)
+        self.connections = self.choice.connections(name)
+        self.streams = self.choice.streams(self.connections)
         first, *rest = parts
+        choice = self.choice._replace(share=len(rest))
         try:
             with pool(len(rest)) as processes, temporary_places() as places, _no_collector():
                 later = [
@@ -192,7 +200,8 @@ class _Parts:
                 if not _independent(reader, decoder, first, self.connections):
                     raise _OneByOne
                 for part, place, reading in later:
-                    reading.result()
+                    if not reading.result():
+                        raise _OneByOne
                     with place.open("rb") as left:
                         done: _Later = pickle.load(left)
                     self._go_on(part, done, packets)
@@ -222,7 +231,7 @@ class _Parts:
             and len(before.left_out) + len(state.left_out) < MAX_LEFT_OUT
         )
         in_order = before.orderly and state.earliest >= before.now - DISORDER
-        if not (later.sound and room and in_order):
+        if not (room and in_order):
             raise _OneByOne
         known = {ends for ends, opens in later.trace.ends() if streams.knows(ends, opens=opens)}
         self._again(part, later.trace, known, packets)
