@@ -430,7 +430,7 @@ class _ClientInside:
         choice, length = decoded
         if not choice.mechanism.startswith("SCRAM-"):
             return b""  # a token, it may be
-        shown = 5 + len(choice.mechanism) + 1 + 4 + len(choice.flag) + 1
+        shown = self._buffer.index(b",", self._buffer.index(b"\0", 5) + 5) + 1
         return self._buffer[:shown] + b"*" * (length - shown)
 
 

@@ -9,7 +9,6 @@ that are asked about or shown.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -22,9 +21,8 @@ from probe.sighting import Sighting, sighting
 from probe.transcript import Event, Fact, GaveUp, NotCaptured, Party, Transcript
 
 MAX_KNOWN = 1_024  # conversations that others are compared with
+MAX_SPANS = 8  # ways of one outline to be like another
 SILENCE = 5.0  # seconds; a server that has not answered by then, while the capture went on, is mute
-
-_STRANGER = re.compile(r"connection \d+( of .*)?")  # what a capture calls those it knows not
 
 
 class Digest(NamedTuple):
@@ -36,7 +34,7 @@ class Digest(NamedTuple):
     it got. ``broken``: it did not get through (None: nobody knows, or nothing was asked for).
     ``through``: it did; ``answered``: with a byte at least; ``for_tls``: it asked for TLS.
 
-    ``own``: it has a name of its own, so it is an attempt of a run of ours; ``asked``: and says
+    ``own``: a note says that it is an attempt of a run of ours; ``asked``: and says
     what it meant by its server_name; ``run``: and how the run was judged. ``kind``: two with the
     same cannot lead to different findings. ``sighting``: it as it is compared with those of other
     captures, where there are some.
@@ -94,13 +92,14 @@ class Digester:
                     door=captured.server,
                     began=transcript.started,
                     ended=last_event(transcript),
-                    own=_is_own(transcript),
                 )
         digest = self.digest(captured, observe(transcript))
+        ways = self._spans.setdefault(told, set())
         if len(self._known) < MAX_KNOWN:
             left_out = spans(transcript)
-            self._spans.setdefault(told, set()).add(left_out)
-            self._known[likeness(transcript, told, left_out)] = digest
+            if left_out in ways or len(ways) < MAX_SPANS:
+                ways.add(left_out)
+                self._known[likeness(transcript, told, left_out)] = digest
         return digest
 
     def digest(self, captured: Captured, seen: Handshake) -> Digest:
@@ -122,7 +121,7 @@ class Digester:
             through=gets_through(seen),
             answered=bool(seen.server_bytes),
             for_tls=_asks_for_tls(seen),
-            own=_is_own(transcript),
+            own=note is not None,
             asked=transcript.asked is not None,
             run=note is not None and note.run is not None,
             kind=common(kind, kind),
@@ -134,10 +133,6 @@ class Digester:
         request, answer = common(one.request, one.request), common(one.answer, one.answer)
         name = common(one.server_name, one.server_name)
         return one._replace(request=request, answer=answer, server_name=name)  # type: ignore[arg-type]
-
-
-def _is_own(transcript: Transcript) -> bool:
-    return not _STRANGER.fullmatch(transcript.attempt)
 
 
 def last_event(transcript: Transcript) -> float:
@@ -189,7 +184,7 @@ def _kind(seen: Handshake) -> tuple[Hashable, ...]:
     """Whatever rules look at."""
     hello, startup = seen.client_hello, seen.startup
     shape = (hello.server_name, hello.alpn, hello.versions, hello.size // 500) if hello else None
-    answer = next((step.took for step in seen.steps if step.stage is Stage.SSL_REQUEST), 0.0)
+    answer = seen.took(Stage.SSL_REQUEST)
     agreed = seen.established.alpn if seen.established else None
     refusal = (seen.error.sqlstate, seen.error.routine) if seen.error else None
     return (

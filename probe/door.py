@@ -122,8 +122,7 @@ def _changes(outer: Door, inner: Door) -> Iterator[tuple[Change, str]]:
         yield Change.CLUSTER, f"another cluster: {clusters[0]}, behind it {clusters[1]}"
     ends = outer.path.tls_ends_at, inner.path.tls_ends_at
     if ends[0] is TlsEnd.PROXY and ends[1] is not TlsEnd.PROXY:
-        leg = {"tls": " and starts again", "plaintext": " and goes on in clear text"}
-        yield Change.TLS_END, f"TLS ends here{leg.get(outer.path.backend_leg.value, '')}"
+        yield Change.TLS_END, f"TLS ends here{outer.path.backend_leg.goes_on}"
     if selects_alpn(there) and not selects_alpn(here):
         yield Change.ALPN, "ALPN postgresql is selected behind it, and not here"
     took = _fastest(outer.evidence), _fastest(inner.evidence)
@@ -216,7 +215,7 @@ def _breaking(doors: Sequence[Door]) -> Verdict:
 def _gets_further(inner: Door, outer: Door) -> bool:
     """The client's handshake comes to a later stage at the inner door."""
     here, there = _reached(outer), _reached(inner)
-    return there is not None and (here is None or here < there)
+    return there is not None and (here is None or here.rank < there.rank)
 
 
 def _reached(door: Door) -> Stage | None:

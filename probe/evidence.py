@@ -20,9 +20,9 @@ from probe.handshake import Handshake, Opening, Outcome, Stage
 from probe.transcript import Asked, ConnectFailure, Party
 from probe.wire import printable
 from probe.wire.hello import ClientHello
+from probe.wire.messages import TOO_MANY_CONNECTIONS
 from probe.wire.startup import PROTOCOL_3_1002
 
-TOO_MANY_CONNECTIONS = "53300"  # SQLSTATE
 MUCH_LARGER = 1_000  # bytes by which a large ClientHello exceeds the plain one
 
 # Subjects of certificates that proxies make for names they know nothing of. Sources: the
@@ -59,7 +59,8 @@ class Question(NamedTuple):
 
     ``strangers``: the connections are other people's, from a capture. What a client leaves out
     is its habit then, not a test, and ``user`` is None, since each has its own. ``alpn``: the
-    plain client offers it. ``at`` is when they were seen, in seconds since the epoch (None: now).
+    plain client offers it. ``at`` is when they were seen, in seconds since the epoch (None: nobody
+    knows).
     """
 
     name: str | None = None
@@ -366,11 +367,10 @@ BEHIND_THE_HELLO = {Variation.NEWEST_PROTOCOL, Variation.OTHER_USER, Variation.V
 
 def reach(seen: Handshake) -> tuple[bool, bool, int]:
     """To sort by: what got furthest comes first."""
-    stages = list(Stage)
     return (
         not seen.authenticates,
         not gets_through(seen),
-        -(stages.index(seen.reached) if seen.reached else -1),
+        -(seen.reached.rank if seen.reached else -1),
     )
 
 

@@ -42,12 +42,10 @@ class Stage(StrEnum):
     STARTUP = "startup"  # any answer to StartupMessage
     AUTHENTICATION = "authentication"  # an authentication request
 
-    def __lt__(self, other: str) -> bool:
-        order = list(Stage)
-        return order.index(self) < order.index(Stage(other))
-
-    def __ge__(self, other: str) -> bool:
-        return not self < other
+    @property
+    def rank(self) -> int:
+        """A number to compare by: what comes later has a higher one."""
+        return list(Stage).index(self)
 
 
 class Outcome(StrEnum):
@@ -237,6 +235,15 @@ class Handshake:
         asked = self.authentication is not None or self.witness is not None
         return asked and self.startup_in_tls
 
+    def step(self, stage: Stage) -> Step | None:
+        """What was seen of this stage, or None."""
+        return next((step for step in self.steps if step.stage is stage), None)
+
+    def took(self, stage: Stage) -> float:
+        """Seconds until its answer came; 0 where there was no such stage."""
+        step = self.step(stage)
+        return step.took if step else 0.0
+
     @property
     def awaited(self) -> Stage | None:
         """The stage that did not come, or None when the last one did."""
@@ -245,7 +252,7 @@ class Handshake:
             stages = [s for s in stages if s not in (Stage.SERVER_HELLO, Stage.CERTIFICATE)]
         if self.reached is None:
             return Stage.RESOLVE if self.not_connected is ConnectFailure.NOT_RESOLVED else stages[1]
-        later = [s for s in stages if self.reached < s]
+        later = [s for s in stages if s.rank > self.reached.rank]
         return later[0] if later else None
 
     @property

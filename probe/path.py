@@ -70,6 +70,16 @@ class BackendLeg(StrEnum):
     PLAINTEXT = "plaintext"
     UNKNOWN = "unknown"
 
+    @property
+    def goes_on(self) -> str:
+        """For the end of a sentence that says where TLS ends."""
+        match self:
+            case BackendLeg.TLS:
+                return ", and starts again behind it"
+            case BackendLeg.PLAINTEXT:
+                return ", and goes on in clear text"
+        return ""
+
 
 class Routing(StrEnum):
     """What the name in the ClientHello decides."""

@@ -144,7 +144,7 @@ def _same(then: _Answer | None, now: _Answer | None) -> bool | None:
 
 
 def _connect(seen: Handshake) -> _Answer:
-    took = next((step.took for step in seen.steps if step.stage is Stage.CONNECT), 0.0)
+    took = seen.took(Stage.CONNECT)
     failure = seen.not_connected
     return _Answer(failure.value if failure else "connected", took)
 
@@ -158,7 +158,7 @@ def _ssl_answer(seen: Handshake) -> _Answer | None:
 
 
 def _request(seen: Handshake, letter: str | None) -> _Answer | None:
-    took = next((step.took for step in seen.steps if step.stage is Stage.SSL_REQUEST), 0.0)
+    took = seen.took(Stage.SSL_REQUEST)
     if letter in ("S", "N", "G"):
         glued = letter == "S" and seen.glued
         return _Answer(f"{letter} and bytes behind it" if glued else letter, took)
@@ -166,7 +166,7 @@ def _request(seen: Handshake, letter: str | None) -> _Answer | None:
 
 
 def _server_hello(seen: Handshake) -> _Answer | None:
-    took = next((step.took for step in seen.steps if step.stage is Stage.SERVER_HELLO), 0.0)
+    took = seen.took(Stage.SERVER_HELLO)
     if seen.retried:
         return _Answer("HelloRetryRequest", took)
     if seen.server_hello:
@@ -181,7 +181,7 @@ def _second_hello(seen: Handshake) -> _Answer | None:
 
 
 def _startup(seen: Handshake) -> _Answer | None:
-    took = next((step.took for step in seen.steps if step.stage is Stage.STARTUP), 0.0)
+    took = seen.took(Stage.STARTUP)
     asked = seen.authentication
     if asked:
         return _Answer(f"asks for {asked.in_words}", took)

@@ -25,6 +25,8 @@ from enum import StrEnum
 
 from probe.attempt import Attempt, Needs
 from probe.handshake import Opening
+from probe.transcript import Layer
+from probe.wire.messages import TOO_MANY_CONNECTIONS
 
 HEAD_START = 0.25  # seconds
 IN_FLIGHT = 4  # connections
@@ -34,7 +36,7 @@ AGAIN = 14  # attempts that are made once more: as many as there are with one na
 PATIENCE_FACTOR = 20  # times the control's longest wait
 LEAST_PATIENCE = 2.0  # seconds
 
-TOO_MANY_CONNECTIONS = b"C53300\0"
+FULL = f"C{TOO_MANY_CONNECTIONS}\0".encode()  # as a field of an ErrorResponse
 
 _MISSING = {
     Needs.SSL_ANSWER: "SSLRequest was not answered with S",
@@ -62,6 +64,7 @@ class _Progress:
     last_heard: float = 0.0  # seconds since the run began
     past_startup: bool = False
     ended: Ended | None = None
+    tails: dict[Layer, bytes] = field(default_factory=dict)  # of what was heard
 
     @property
     def lost(self) -> bool:
@@ -110,11 +113,14 @@ class Schedule:
             progress.heard = True
             progress.ssl_answer = data[:1] == b"S" and attempt.opening is Opening.SSL_REQUEST
         progress.slowest = max(progress.slowest, waited)
-        self.said(data)
+        self.said(attempt, data, Layer.TCP)
 
-    def said(self, data: bytes) -> None:
-        """The server said this, in clear or inside TLS."""
-        self._full = self._full or TOO_MANY_CONNECTIONS in data
+    def said(self, attempt: Attempt, data: bytes, layer: Layer) -> None:
+        """The server said this, in clear or inside TLS; a segment may end anywhere in it."""
+        tails = self._made[attempt.name].tails
+        data = tails.get(layer, b"") + data
+        self._full = self._full or FULL in data
+        tails[layer] = data[1 - len(FULL) :]
 
     def established(self, attempt: Attempt) -> None:
         """The attempt's TLS handshake finished."""

@@ -78,7 +78,7 @@ def sighting(file: str, began: float, ended: float, seen: Handshake) -> Sighting
     """A connection of which this was seen, from its first to its last event."""
     hello, error = seen.client_hello, seen.error
     over = seen.ended_by is not None or seen.not_connected is not None
-    answer = next((step for step in seen.steps if step.stage is Stage.SERVER_HELLO), None)
+    answer = seen.step(Stage.SERVER_HELLO)
     hello_at = began + answer.at if answer else began
     lacks = not {"opening", "sni"}.isdisjoint(seen.not_captured)
     went = seen.outcome is Outcome.CLOSED and seen.ended_by is Party.CLIENT

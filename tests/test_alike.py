@@ -16,7 +16,7 @@ from fixtures.packets import EPOCH, RST, STARTUP, Frame, Talk, pcap
 from probe import digest
 from probe.alike import MAX_EVENTS, SHORT
 from probe.captured import Captured
-from probe.digest import Digest, Digester
+from probe.digest import MAX_SPANS, Digest, Digester
 from probe.handshake import Handshake
 from probe.observer import observe
 from probe.pcapng import Reader
@@ -109,6 +109,18 @@ def test_a_note_of_our_own_is_never_known_again(observed: list[str]) -> None:
     for each in captured:
         digester(each)
     assert len(observed) == len(captured)
+
+
+def test_ways_in_which_one_outline_may_be_like_another_are_bounded() -> None:
+    """Else each connection of a hostile capture would be compared a thousand times."""
+    digester, original = Digester(), conversations()[0]
+    said = [e.fact.data for e in original.transcript.events if isinstance(e.fact, Data)]
+    number, flight = next((n, data) for n, data in enumerate(said) if b"\x17\3\3" in data[:200])
+    at = flight.index(b"\x17\3\3") + 3
+    for length in range(64):  # what is passed over ends elsewhere
+        digester(changed(original, number, at, length.to_bytes(2, "big")))
+    (ways,) = digester._spans.values()
+    assert len(ways) == MAX_SPANS
 
 
 # -- whatever differs ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,6 +119,8 @@ def test_a_third_party_package_is_imported_where_it_belongs_and_nowhere_else(mod
 def test_neither_products_nor_codecs_touch_sockets_clocks_or_files(module: str) -> None:
     edge = {"socket", "ssl", "select", "selectors", "time", "threading", "subprocess", "asyncio"}
     assert not edge & set(imported_by(module))
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert not re.search(r"\b(date|datetime)\.(now|utcnow|today)\(", text)
 
 
 def imported_with(module: str) -> set[str]:

@@ -22,6 +22,7 @@ from probe.schedule import (
     Ended,
     Schedule,
 )
+from probe.transcript import Layer
 
 TIMEOUT = 7.0
 CONTROL = Attempt("control", server_name="db-1.example.com")
@@ -218,7 +219,8 @@ def test_too_many_connections_stops_the_run(data: bytes) -> None:
     run.starts(0.0)
     run.hears("control")
     run.establishes("control")
-    run.schedule.said(data)
+    for cut in (data[:-3], data[-3:]):  # wherever a segment ends
+        run.schedule.said(CONTROL, cut, Layer.TLS)
     run.ends("control")
     assert run.starts(0.1) == []
     assert run.finished

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +183,7 @@ def run(
         user=attempts[0].user,
         proxy_header=attempts[0].proxy_header is not None,
         identity=target.sni or target.host,
+        at=time.time(),
         proves=proves,
     )
     second = SecondRound(question, attempts[0], proves, login)

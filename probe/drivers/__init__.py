@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 from probe.transcript import Fact
 
+FIRST_WORDS = 8  # bytes; a shorter answer that is no letter is only the beginning of one
+
 
 class Send(NamedTuple):
     """Put these bytes on the wire, in one segment where they fit."""

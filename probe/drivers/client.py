@@ -11,7 +11,7 @@ from collections.abc import Generator
 from typing import Protocol
 
 from probe.attempt import Attempt, HelloShape
-from probe.drivers import AwaitTurn, Command, Pause, Player, Receive, Send
+from probe.drivers import FIRST_WORDS, AwaitTurn, Command, Pause, Player, Receive, Send
 from probe.handshake import Opening
 from probe.login import Exchange, hidden
 from probe.tls import TlsClient, TlsError, UntrustedError
@@ -25,8 +25,6 @@ from probe.wire.startup import GSSENC_REQUEST, SSL_REQUEST, cancel_request, star
 
 SEGMENT_PAUSE = 0.03  # seconds; long enough for two segments to be read apart
 FIRST_SEGMENT = 1400  # bytes of a large ClientHello that an Ethernet frame carries
-
-WORDS = 8  # bytes; a shorter answer that is neither S nor N is only the beginning of one
 
 Reply = Generator[Command, bytes | None, bytes | None]
 
@@ -79,7 +77,7 @@ def _ask_for_tls(attempt: Attempt) -> Player:
         yield Send(SSL_REQUEST)
     answer = yield Receive()
     if answer != b"S":
-        if answer and answer[:1] not in (b"S", b"N") and len(answer) < WORDS:
+        if answer and answer[:1] not in (b"S", b"N") and len(answer) < FIRST_WORDS:
             yield Receive()  # the rest of it may tell who says it
         return
     if attempt.shape is HelloShape.BEHIND_GARBAGE:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import NamedTuple
 
-from probe.drivers import Pause, Player, Receive, Send
+from probe.drivers import FIRST_WORDS, Pause, Player, Receive, Send
 from probe.transcript import Data, Event, Layer, NotCaptured, Party, Transcript
 from probe.wire import Malformed, hello, records, startup
 from probe.wire.foreign import proxy_header_length
@@ -31,7 +31,6 @@ from probe.wire.messages import MAX_MESSAGE, decode_message
 LONGEST_PAUSE = 1.0  # seconds between two segments; a longer one tells nothing more
 SHORTEST_PAUSE = 0.0005  # seconds; what follows sooner was written at once
 MAX_FLIGHT = 65_536  # bytes of a client's first flight
-WORDS = 8  # bytes; a shorter answer that is neither S nor N is only the beginning of one
 
 
 class Kind(StrEnum):
@@ -289,7 +288,7 @@ def play(told: Script) -> Player:
 
 def _rest(answer: bytes | None) -> Player:
     """An answer in words may come in pieces."""
-    if answer and answer[:1] not in (b"S", b"N", b"G") and len(answer) < WORDS:
+    if answer and answer[:1] not in (b"S", b"N", b"G") and len(answer) < FIRST_WORDS:
         yield Receive()
 
 

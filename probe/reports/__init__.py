@@ -74,11 +74,11 @@ def matrix(doors: Sequence[Door]) -> list[tuple[str, ...]]:
 def _cell(seen: Handshake | None, stage: Stage) -> str:
     if seen is None:
         return ""
-    step = next((step for step in seen.steps if step.stage is stage), None)
+    step = seen.step(stage)
     if step is None:
         unresolved = stage is Stage.CONNECT and seen.reached is None
         return seen.outcome.value if unresolved else ""
-    came = seen.reached is not None and seen.reached >= stage
+    came = seen.reached is not None and seen.reached.rank >= stage.rank
     return f"{step.took * 1000:.1f}" if came else seen.outcome.value
 
 

@@ -760,7 +760,9 @@ def late_ssl_answer(evidence: Evidence) -> Iterator[Found]:
     yield Found(
         f"SSLRequest is answered only after {late[0][1]} s: a router waits for a ClientHello first",
         tuple(
-            evidence.proof(seen, f"answered {seen.ssl_answer} after {_answer_time(seen):.2f} s")
+            evidence.proof(
+                seen, f"answered {seen.ssl_answer} after {seen.took(Stage.SSL_REQUEST):.2f} s"
+            )
             for seen in alike[:3]
         ),
         Certainty.LIKELY if sure else Certainty.POSSIBLE,
@@ -771,22 +773,16 @@ def late_ssl_answer(evidence: Evidence) -> Iterator[Found]:
     )
 
 
-def _answer_time(seen: Handshake, stage: Stage = Stage.SSL_REQUEST) -> float:
-    return next((step.took for step in seen.steps if step.stage is stage), 0.0)
-
-
 def _prompt_to_tls(evidence: Evidence) -> bool:
     """A bare ClientHello is answered at once: it is not everything that is slow."""
     bare = (seen for seen in evidence.handshakes if seen.opening is Opening.DIRECT_TLS)
-    return any(
-        seen.server_hello and _answer_time(seen, Stage.SERVER_HELLO) < LEAST_DELAY / 2
-        for seen in bare
-    )
+    limit = LEAST_DELAY / 2
+    return any(seen.server_hello and seen.took(Stage.SERVER_HELLO) < limit for seen in bare)
 
 
 def _round_wait(seen: Handshake) -> int | None:
     """The whole seconds after which SSLRequest was answered, or None."""
-    wait = _answer_time(seen)
+    wait = seen.took(Stage.SSL_REQUEST)
     asked = seen.opening is Opening.SSL_REQUEST and seen.ssl_answer in ("S", "N")
     near = abs(wait - round(wait)) <= ROUND_WITHIN
     return round(wait) if asked and near and wait >= LEAST_DELAY else None

@@ -8,7 +8,6 @@ from probe.attempt import MADE_UP_USER
 from probe.binding import Binding, binding_test
 from probe.certificate import Certificate
 from probe.evidence import (
-    TOO_MANY_CONNECTIONS,
     Evidence,
     asking,
     broke_off,
@@ -31,6 +30,7 @@ from probe.path import (
 )
 from probe.rules import Found, rule
 from probe.wire import printable
+from probe.wire.messages import TOO_MANY_CONNECTIONS
 
 
 @rule("P501", "cancel-not-routable", Severity.WARNING)

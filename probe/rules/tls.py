@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from probe.binding import Binding, binding_test
 from probe.certificate import Certificate
@@ -100,11 +101,10 @@ def tls_terminated(evidence: Evidence) -> Iterator[Found]:
         return  # said by N204
     signs = [sign for sign in path.signs if sign.end is TlsEnd.PROXY]
     sure = any(sign.decides for sign in signs)
-    leg = {"tls": " and starts again behind it", "plaintext": ", and goes on in clear text"}
     seen = shown(evidence)
     proofs = [sign.proof for sign in signs] or ([evidence.proof(seen)] if seen else [])
     yield Found(
-        f"TLS ends at a proxy in front of the server{leg.get(path.backend_leg.value, '')}",
+        f"TLS ends at a proxy in front of the server{path.backend_leg.goes_on}",
         tuple(proofs),
         Certainty.PROVED if sure else Certainty.LIKELY,
         fix=(
@@ -293,16 +293,19 @@ def certificate_not_trusted(evidence: Evidence) -> Iterator[Found]:
         )
 
 
-def _validity(evidence: Evidence) -> tuple[Handshake, datetime, datetime] | None:
-    seen = shown(evidence)
+class _Dated(NamedTuple):
+    """The certificate that clients are shown: its dates, and the time by which it is judged."""
+
+    seen: Handshake
+    begins: datetime
+    ends: datetime
+    now: datetime
+
+
+def _dated(evidence: Evidence) -> _Dated | None:
+    seen, at = shown(evidence), evidence.question.at
     dates = Certificate(seen.leaf).validity if seen and seen.leaf else None
-    return (seen, *dates) if seen and dates else None
-
-
-def _moment(evidence: Evidence) -> datetime:
-    """When it was seen: a captured certificate is judged by the time of its capture."""
-    at = evidence.question.at
-    return datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
+    return _Dated(seen, *dates, datetime.fromtimestamp(at, UTC)) if seen and dates and at else None
 
 
 @rule("T405", "certificate-expired", Severity.INFO)
@@ -310,9 +313,9 @@ def certificate_expired(evidence: Evidence) -> Iterator[Found]:
     """The certificate's time is over, or has not begun.
 
     What it says
-        The leaf that clients are shown carries validity dates that do not include the present.
-        The message tells which end was missed. The present is the clock of the machine that
-        pgprobe runs on.
+        The leaf that clients are shown carries validity dates that do not include the time at
+        which it was seen. The message tells which end was missed. That time is told by the
+        clock of the machine that pgprobe runs on, or by the capture that is read.
 
     Why it matters
         Under verify-ca and verify-full every client is refused, and the finding is an error.
@@ -331,9 +334,9 @@ def certificate_expired(evidence: Evidence) -> Iterator[Found]:
         verified is made; it also covers an expired intermediate or root, which this rule does
         not read. T406 (certificate-expires-soon) is the state before. T407
         (default-certificate): an expired placeholder means that the route has no certificate of
-        its own. A wrong clock on our side looks the same: compare it with another machine's. A
-        renewed file that was never loaded and one that was never renewed cannot be told apart
-        from outside.
+        its own. A wrong clock, ours or that of whoever captured, looks the same: compare it
+        with another machine's. A renewed file that was never loaded and one that was never
+        renewed cannot be told apart from outside.
 
     What to change
         Renew, then make the process read the new files. PostgreSQL:
@@ -344,11 +347,10 @@ def certificate_expired(evidence: Evidence) -> Iterator[Found]:
         Behind passthrough the server's own certificate counts, and a new Secret at the gateway
         changes nothing. Where a proxy ends TLS, it is the other way round.
     """
-    dated = _validity(evidence)
+    dated = _dated(evidence)
     if dated is None:
         return
-    seen, begins, ends = dated
-    now = _moment(evidence)
+    seen, begins, ends, now = dated
     if begins <= now <= ends:
         return
     says = f"expired on {ends:%Y-%m-%d}" if now > ends else f"is valid from {begins:%Y-%m-%d} on"
@@ -365,8 +367,8 @@ def certificate_expires_soon(evidence: Evidence) -> Iterator[Found]:
     """The certificate expires within 30 days.
 
     What it says
-        The leaf that clients are shown is to end within 30 days of the prober's clock. The
-        message gives the date and the number of full days left.
+        The leaf that clients are shown ends within 30 days of the time at which it was seen, by
+        our clock or in a capture. The message gives the date and the number of full days left.
 
     Why it matters
         Nothing fails yet. On the named day clients with verify-ca or verify-full are refused,
@@ -397,11 +399,10 @@ def certificate_expires_soon(evidence: Evidence) -> Iterator[Found]:
         A renewed Secret helps only when the process reads it again: compare the date shown
         here with the one in the file.
     """
-    dated = _validity(evidence)
+    dated = _dated(evidence)
     if dated is None:
         return
-    seen, begins, ends = dated
-    now = _moment(evidence)
+    seen, begins, ends, now = dated
     left = ends - now
     # a certificate that lives for a few days is renewed every few days
     soon = min(EXPIRES_SOON, (ends - begins) / 3)

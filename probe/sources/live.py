@@ -305,7 +305,7 @@ class _Connection:
         if isinstance(fact, Established):
             self.loop.schedule.established(self.attempt)
         elif isinstance(fact, Data) and fact.layer is Layer.TLS:
-            self.loop.schedule.said(fact.data)
+            self.loop.schedule.said(self.attempt, fact.data, fact.layer)
 
     def _advance(self, reply: bytes | None) -> Command | None:
         try:

@@ -15,6 +15,8 @@ from probe.wire import Malformed, printable
 MAX_MESSAGE = 65_536  # bytes; nothing that a server says before the login is longer
 MAX_MECHANISMS = 32
 
+TOO_MANY_CONNECTIONS = "53300"  # SQLSTATE
+
 TERMINATE = b"X\0\0\0\x04"
 
 AUTHENTICATION_METHODS = {
