@@ -11,6 +11,7 @@ import struct
 from ipaddress import IPv4Address, ip_address
 
 from probe.packet import SYN, Segment
+from probe.wire import endpoint, parted
 
 MAX_PAYLOAD = 65_495  # bytes; what fits an IPv4 packet of 65,535, and the MSS that is announced
 WINDOW = 65_535  # bytes; the most without a scale
@@ -49,10 +50,10 @@ def ip_packet(segment: Segment) -> bytes:
     return ip[:10] + _checksum(ip) + ip[12:] + tcp
 
 
-def unspecified(endpoint: str, port: int) -> str:
-    """An end of the same family whose address nobody knows."""
-    host = endpoint.rpartition(":")[0].strip("[]").partition("%")[0]
-    return f"0.0.0.0:{port}" if isinstance(ip_address(host), IPv4Address) else f"[::]:{port}"
+def unspecified(like: str, port: int) -> str:
+    """An end of the same family as that one's whose address nobody knows."""
+    address = ip_address(parted(like)[0].partition("%")[0])
+    return endpoint("0.0.0.0" if isinstance(address, IPv4Address) else "::", port)
 
 
 def _checksum(data: bytes) -> bytes:

@@ -53,14 +53,13 @@ from probe.transcript import (
     Transcript,
 )
 from probe.wire import Malformed, hello, records, startup
-from probe.wire.foreign import LOOKED_AT, PROXY_V2_SIGNATURE
+from probe.wire.foreign import LOOKED_AT, proxy_header_length
 from probe.wire.messages import MAX_MESSAGE, SaslChoice, parse_sasl_initial_response
 
 MAX_OPENED = 262_144  # bytes of application data that are looked into, each way
 MAX_REQUESTS = 4  # for encryption, in front of a ClientHello
 
-_PROXY_V1, _MAX_PROXY_V1 = b"PROXY ", 107  # bytes, with its end of line
-_NEW_SESSION_TICKET, _KEY_UPDATE = 4, 24
+_KEY_UPDATE = 24
 _TOLD = {
     hello.ENCRYPTED_EXTENSIONS,
     hello.CERTIFICATE,
@@ -206,23 +205,11 @@ class _Session:
         return side.in_tls
 
     def _skip_proxy_header(self, side: _Side) -> bool:
-        buffer = side.buffer
         if self._requests:
             return True
-        if buffer.startswith(_PROXY_V1):
-            end = buffer.find(b"\r\n", 0, _MAX_PROXY_V1)
-            if end < 0 and len(buffer) >= _MAX_PROXY_V1:
-                raise Malformed("a PROXY header without an end")
-            side.buffer = buffer[end + 2 :] if end >= 0 else buffer
-            return end >= 0
-        if buffer.startswith(PROXY_V2_SIGNATURE):
-            if len(buffer) < 16:
-                return False
-            size = 16 + int.from_bytes(buffer[14:16], "big")
-            side.buffer = buffer[size:] if len(buffer) >= size else buffer
-            return len(buffer) >= size
-        started = (_PROXY_V1.startswith(buffer), PROXY_V2_SIGNATURE.startswith(buffer))
-        return bool(buffer) and not any(started)
+        length = proxy_header_length(side.buffer) if side.buffer else None
+        side.buffer = side.buffer[length:]
+        return length is not None
 
     # -- records -----------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import struct
 from ipaddress import IPv6Address, ip_address
 
+from probe.wire import endpoint, parted
+
 
 def mirrored(ends: bytes) -> bytes:
     """Those of the other direction."""
@@ -28,7 +30,7 @@ def named(ends: bytes) -> tuple[str, str]:
 def _named(address: bytes, port: int) -> str:
     if len(address) == 4:
         return f"{address[0]}.{address[1]}.{address[2]}.{address[3]}:{port}"
-    return f"[{IPv6Address(address)}]:{port}"
+    return endpoint(str(IPv6Address(address)), port)
 
 
 def ends_between(source: str, destination: str) -> bytes:
@@ -37,6 +39,6 @@ def ends_between(source: str, destination: str) -> bytes:
     return sender + receiver + struct.pack("!HH", port, to)
 
 
-def _packed(endpoint: str) -> tuple[bytes, int]:
-    host, _, port = endpoint.rpartition(":")
-    return ip_address(host.strip("[]").partition("%")[0]).packed, int(port)
+def _packed(name: str) -> tuple[bytes, int]:
+    host, port = parted(name)
+    return ip_address(host.partition("%")[0]).packed, port

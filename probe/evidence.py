@@ -18,7 +18,7 @@ from probe.attempt import ALPN, MADE_UP_DATABASE, MADE_UP_USER
 from probe.finding import MAX_SAYS, Proof
 from probe.handshake import Handshake, Opening, Outcome, Stage
 from probe.transcript import Asked, ConnectFailure, Party
-from probe.wire import printable
+from probe.wire import parted, printable
 from probe.wire.hello import ClientHello
 from probe.wire.messages import TOO_MANY_CONNECTIONS
 from probe.wire.startup import PROTOCOL_3_1002
@@ -449,9 +449,9 @@ def in_words(seen: Handshake) -> str:
     return seen.outcome.value
 
 
-def host_of(endpoint: str | None) -> str:
-    """The address of "addr:port" or "[addr]:port"."""
-    return (endpoint or "").rpartition(":")[0].strip("[]")
+def host_of(client: str | None) -> str:
+    """The address of "addr:port"; empty where it is not known."""
+    return parted(client)[0] if client else ""
 
 
 def gets_through(seen: Handshake) -> bool:

@@ -25,7 +25,7 @@ from probe.note import is_note
 from probe.packet import ACK, SYN, Segment
 from probe.transcript import Party
 from probe.wire import Malformed, hello, records, startup
-from probe.wire.foreign import PROXY_V2_SIGNATURE
+from probe.wire.foreign import proxy_header_length
 
 POSTGRESQL_PORT = 5432
 
@@ -35,8 +35,6 @@ MAX_HELD = 1 << 27  # bytes of all connections that are followed, with what thes
 MAX_CLOSING = 65_536  # closed connections that wait for stragglers
 LINGER = 1.0  # seconds that a closed connection waits for stragglers
 DISORDER = 0.2  # seconds by which times may go back, as those of several queues do
-
-PROXY_V1_LONGEST = 107  # bytes; the PROXY protocol, section 2.1
 
 
 class State(NamedTuple):
@@ -320,7 +318,7 @@ def _judge(head: bytes, postgresql: bool) -> bool | None:
     ClientHello that offers ALPN ``postgresql``; to a PostgreSQL port, any TLS is. A PROXY header
     may stand before.
     """
-    start = _behind_proxy_header(head)
+    start = proxy_header_length(head)
     if start is None:
         return None
     head = head[start:]
@@ -346,21 +344,6 @@ def _judge(head: bytes, postgresql: bool) -> bool | None:
             return length == 296  # a fixed layout, PostgreSQL 13's protocol documentation
         return packet.get("user") is not None and head[length - 1] == 0
     return True
-
-
-def _behind_proxy_header(head: bytes) -> int | None:
-    """Where the bytes behind a PROXY header begin; 0: there is none; None: more is needed."""
-    if head.startswith(b"PROXY "):
-        end = head.find(b"\r\n", 0, PROXY_V1_LONGEST)
-        return end + 2 if end >= 0 else None if len(head) < PROXY_V1_LONGEST else 0
-    if head.startswith(PROXY_V2_SIGNATURE):
-        if len(head) < 16:
-            return None
-        end = 16 + int.from_bytes(head[14:16], "big")
-        return end if len(head) > end else None
-    if head and (b"PROXY ".startswith(head) or PROXY_V2_SIGNATURE.startswith(head)):
-        return None
-    return 0
 
 
 def _offers_postgresql(head: bytes) -> bool | None:

@@ -39,6 +39,7 @@ from probe.conninfo import (
     quoted,
     read_service,
 )
+from probe.wire import endpoint
 
 __all__ = ["DEFAULT_PORT", "Place", "Target", "TargetError", "is_ip_literal", "parse_target"]
 
@@ -69,7 +70,7 @@ class Place(NamedTuple):
     @property
     def label(self) -> str:
         """``host:port``, a str, with an IPv6 address in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return endpoint(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ from probe.diagnosis import Hop
 from probe.evidence import Evidence, Question
 from probe.handshake import Handshake, Opening
 from probe.observer import observe
-from probe.sources.live import Resolution, endpoint, not_resolved, probe_door, resolve
+from probe.sources.live import Resolution, not_resolved, probe_door, resolve
 from probe.target import Place, Target
 from probe.transcript import Transcript
+from probe.wire import endpoint
 
 MAX_ADDRESSES = 8  # of one name; further ones are left out
 

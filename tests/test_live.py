@@ -34,7 +34,6 @@ from probe.sources.live import (
     MAX_TRANSCRIPT,
     READ_SIZE,
     Resolution,
-    endpoint,
     not_resolved,
     probe_door,
     resolve,
@@ -53,6 +52,7 @@ from probe.transcript import (
     Resolved,
     Transcript,
 )
+from probe.wire import endpoint
 
 CONTROL = Attempt("control", server_name=NAME)
 DIRECT = Attempt("direct", Opening.DIRECT_TLS, server_name=NAME)

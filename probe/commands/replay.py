@@ -32,10 +32,10 @@ from probe.recording import Take
 from probe.replay import Point, Replay, Replays, Sent, Verdict, compare
 from probe.reports import FORMATS, render, sent_line
 from probe.sources.capture import Capture, read_capture
-from probe.sources.live import endpoint, not_resolved, probe_door, resolve
+from probe.sources.live import not_resolved, probe_door, resolve
 from probe.target import Place, TargetError, parse_target
 from probe.transcript import Data, Party, Transcript
-from probe.wire import printable
+from probe.wire import endpoint, printable
 
 MAX_REPLAYED = 25  # connections; as many as any run makes at a door
 

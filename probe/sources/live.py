@@ -40,6 +40,7 @@ from probe.transcript import (
     Resolved,
     Transcript,
 )
+from probe.wire import endpoint
 
 READ_SIZE = 65_536  # bytes
 MAX_TRANSCRIPT = 1_048_576  # bytes from the server on one connection; more is not read
@@ -94,11 +95,6 @@ def _is_address(host: str) -> bool:
         return bool(ipaddress.ip_address(host.partition("%")[0]))
     except ValueError:
         return False
-
-
-def endpoint(address: str, port: int) -> str:
-    """``addr:port``, with an IPv6 address in brackets."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def not_resolved(attempt: Attempt, door: str, resolution: Resolution) -> Transcript:

@@ -21,6 +21,7 @@ from typing import Any
 
 from probe.drivers import Send
 from probe.drivers.witness import Visit, Welcome, play
+from probe.wire import endpoint
 
 MAX_CONNECTIONS = 512  # at a time
 MAX_SECONDS = 20.0  # of a connection, from its first byte or none to its last
@@ -311,8 +312,7 @@ def _endpoint(where: tuple[Any, ...]) -> str:
     """ "addr:port", IPv6 in brackets, an IPv4 address of a dual-stack socket as what it is."""
     address = ipaddress.ip_address(str(where[0]).partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    shown = mapped or address
-    return f"[{shown}]:{where[1]}" if shown.version == 6 else f"{shown}:{where[1]}"
+    return endpoint(str(mapped or address), where[1])
 
 
 def _room_for_files(wanted: int) -> int:

@@ -18,10 +18,22 @@ class Malformed(ValueError):  # noqa: N818 - it is an outcome, the third one
 
 
 def printable(data: bytes | str, limit: int = 200) -> str:
-    """Network text made safe to show: control and non-ASCII characters escaped, length bounded.
+    """Network text made safe to show: what is no printable character escaped, length bounded.
 
-    ``limit`` counts characters of the result; a longer text ends in an ellipsis.
+    Letters of any script are printable. ``limit`` counts characters of the result; a longer text
+    ends in an ellipsis.
     """
     text = data.decode("utf-8", "backslashreplace") if isinstance(data, bytes) else data
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def endpoint(host: str, port: int) -> str:
+    """``host:port``, with an IPv6 address in brackets (RFC 3986, section 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parted(named: str) -> tuple[str, int]:
+    """Host and port of what :func:`endpoint` gave."""
+    host, _, port = named.rpartition(":")
+    return host.strip("[]"), int(port)

@@ -11,7 +11,7 @@ import re
 import struct
 from typing import NamedTuple
 
-from probe.wire import Malformed, printable
+from probe.wire import Malformed, endpoint, printable
 
 PROXY_V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
@@ -134,8 +134,8 @@ def _proxy_v1(header: bytes) -> ProxyHeader:
             try:
                 return ProxyHeader(
                     1,
-                    _endpoint(ipaddress.ip_address(source), int(source_port)),
-                    _endpoint(ipaddress.ip_address(destination), int(destination_port)),
+                    endpoint(str(ipaddress.ip_address(source)), int(source_port)),
+                    endpoint(str(ipaddress.ip_address(destination)), int(destination_port)),
                 )
             except ValueError as error:
                 raise Malformed("a PROXY header with strange addresses") from error
@@ -156,10 +156,6 @@ def _proxy_v2(header: bytes) -> ProxyHeader:
     )
     return ProxyHeader(
         2,
-        _endpoint(ipaddress.ip_address(source), source_port),
-        _endpoint(ipaddress.ip_address(destination), destination_port),
+        endpoint(str(ipaddress.ip_address(source)), source_port),
+        endpoint(str(ipaddress.ip_address(destination)), destination_port),
     )
-
-
-def _endpoint(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> str:
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
