@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from probe.wire.records import Record
 
-TLS_1_0, TLS_1_1, TLS_1_2, TLS_1_3 = 0x0301, 0x0302, 0x0303, 0x0304
+TLS_1_0, TLS_1_2, TLS_1_3 = 0x0301, 0x0303, 0x0304
 
 SUITES = {
     0x002F: "AES128-SHA",

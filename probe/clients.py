@@ -124,8 +124,8 @@ def _meets(evidence: Evidence, client: Client, seen: Handshake) -> tuple[bool | 
             None,
             f"let through, unless its ClientHello is large (OpenSSL 3.5): {in_words(large)}",
         )
-    if client.name == "pgjdbc" and pooler_sign(evidence):
-        return None, "let through, unless the pooler refuses its extra_float_digits (PgBouncer)"
+    if client.parameter and pooler_sign(evidence):
+        return None, f"let through, unless the pooler refuses its {client.parameter} (PgBouncer)"
     return True, in_words(seen)
 
 

@@ -67,11 +67,11 @@ _TOLD = {
     hello.NEW_SESSION_TICKET,
 }
 
-_NO_LIBRARY = "opening TLS needs the package cryptography (pip install 'pgprobe[keylog]')"
+_NO_LIBRARY = "opening TLS needs the package cryptography (pip install cryptography)"
 
 # As the live driver's library names them, so that a session reads the same from both.
 _VERSION_NAMES = {0x0301: "1", 0x0302: "1.1", 0x0303: "1.2", 0x0304: "1.3"}
-_MASTER_SIZE, _SECRET_SIZES = 48, {"sha256": 32, "sha384": 48}  # bytes
+_MASTER_SIZE = 48  # bytes
 _TRAFFIC_SECRETS = {
     Party.CLIENT: (CLIENT_HANDSHAKE, CLIENT_TRAFFIC),
     Party.SERVER: (SERVER_HANDSHAKE, SERVER_TRAFFIC),

@@ -34,7 +34,7 @@ _ETHERTYPES = {0x0800: 4, 0x86DD: 6}
 _FAMILIES = {2: 4, 10: 6, 24: 6, 28: 6, 30: 6}  # AF_INET and the AF_INET6 of several systems
 _SKIPPED_HEADERS = {0, 43, 60, 135, 139, 140}  # extension headers that say their length alike
 _AUTHENTICATION, _FRAGMENT = 51, 44
-_TCP, _UDP, _IPIP, _IP6_IN_IP, _GRE = 6, 17, 4, 41, 47
+_TCP = 6
 _TUNNEL_PORTS = {4789: "VXLAN", 8472: "VXLAN", 6081: "Geneve"}  # 8472: Linux's older default
 _BRIDGED = 0x6558  # the ethertype of a whole Ethernet frame
 

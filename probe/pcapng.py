@@ -105,7 +105,6 @@ _SHAPES = {
     **dict.fromkeys((NULL, LOOP), (_Shape(0, b"", 4), _Shape(0, b"", 4))),
     **dict.fromkeys(RAW_TYPES, (_Shape(0, b"", 0), _Shape(0, b"", 0))),
 }
-_TCP = 6
 
 _tuple = tuple.__new__  # a named tuple without the cost of its names
 

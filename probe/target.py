@@ -95,11 +95,6 @@ class Target:
     doors: tuple[Place, ...] = ()  # ask here instead, the outermost first
 
     @property
-    def asked_name(self) -> str | None:
-        """The name in server_name, a str, or None."""
-        return self.sni
-
-    @property
     def label(self) -> str:
         """``host:port``, a str, with an IPv6 address in brackets."""
         return Place(self.host, self.port).label

@@ -499,7 +499,7 @@ def test_a_missing_library_is_said(key_log: Path, monkeypatch: pytest.MonkeyPatc
     passed = session(key_log)
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers", None)
     problem = problem_of(passed.facts, passed.key_log)
-    assert problem == "opening TLS needs the package cryptography (pip install 'pgprobe[keylog]')"
+    assert problem == "opening TLS needs the package cryptography (pip install cryptography)"
 
 
 def test_renegotiation_is_not_opened(key_log: Path) -> None:

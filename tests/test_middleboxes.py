@@ -54,7 +54,6 @@ SSH = b"SSH-2.0-OpenSSH_9.6\r\n"
 MD5 = bytes.fromhex("52 0000000c 00000005 01020304")
 TRUST = bytes.fromhex("52 00000008 00000000 5a 00000005 49")
 HBA = "no pg_hba.conf entry for host"
-DISTINCT = 12  # attempts that show a certificate or an error of their own
 
 
 def closing(*answers: bytes) -> Fate:

@@ -233,7 +233,7 @@ def test_an_empty_value_hides_the_environment_as_in_libpq() -> None:
 )
 def test_the_name_asked_for(text: str, options: dict[str, Any], name: str) -> None:
     made = target(text, **options)
-    assert (made.sni, made.asked_name, made.sni_note) == (name, name, None)
+    assert (made.sni, made.sni_note) == (name, None)
 
 
 def test_the_host_stays_as_written_where_the_name_does_not() -> None:
@@ -254,7 +254,6 @@ def test_the_host_stays_as_written_where_the_name_does_not() -> None:
 def test_why_no_name_is_asked_for_is_said(text: str, options: dict[str, Any], note: str) -> None:
     made = target(text, **options)
     assert made.sni is None
-    assert made.asked_name is None
     assert made.sni_note is not None
     assert note in made.sni_note
 

@@ -1,7 +1,7 @@
 """PostgreSQL messages with a type byte: what a login needs, and one simple query behind it.
 
 Source: PostgreSQL documentation, "Message Formats" (Authentication*, DataRow, ErrorResponse,
-NegotiateProtocolVersion, ParameterStatus, PasswordMessage, Query, SASLInitialResponse,
+NegotiateProtocolVersion, PasswordMessage, Query, SASLInitialResponse,
 Terminate), "Error and Notice Message Fields"; RFC 5802 section 7 for the SCRAM messages.
 """
 
@@ -267,12 +267,6 @@ def parse_data_row(body: bytes) -> tuple[str | None, ...]:
     except struct.error as error:
         raise Malformed("a DataRow that ends inside a column") from error
     return tuple(columns)
-
-
-def parse_parameter_status(body: bytes) -> tuple[str, str]:
-    """The name and value of a ParameterStatus."""
-    name, value, *_ = (*body.split(b"\0"), b"")
-    return name.decode("utf-8", "backslashreplace"), value.decode("utf-8", "backslashreplace")
 
 
 def sasl_initial_response(mechanism: str, data: bytes) -> bytes:

@@ -82,16 +82,15 @@ def decode_first_packet(buffer: bytes) -> tuple[FirstPacket, int] | None:
     if len(buffer) < 8:
         return None
     length, code = struct.unpack_from("!II", buffer)
-    match code:
-        case 80877103 | 80877104:
-            if length != 8:
-                raise Malformed(f"a request for encryption of {length} bytes, not 8")
-            return (SSLRequest() if code == SSL_REQUEST_CODE else GSSENCRequest()), 8
-        case 80877102:
-            if not 16 <= length <= 12 + MAX_CANCEL_KEY:
-                raise Malformed(f"a CancelRequest of {length} bytes")
-        case _ if code >> 16 not in (2, 3):
-            raise Malformed(f"protocol version {code >> 16}.{code & 0xFFFF}")
+    if code in (SSL_REQUEST_CODE, GSSENC_REQUEST_CODE):
+        if length != 8:
+            raise Malformed(f"a request for encryption of {length} bytes, not 8")
+        return (SSLRequest() if code == SSL_REQUEST_CODE else GSSENCRequest()), 8
+    if code == CANCEL_REQUEST_CODE:
+        if not 16 <= length <= 12 + MAX_CANCEL_KEY:
+            raise Malformed(f"a CancelRequest of {length} bytes")
+    elif code >> 16 not in (2, 3):
+        raise Malformed(f"protocol version {code >> 16}.{code & 0xFFFF}")
     if len(buffer) < length:
         return None
     body = buffer[8:length]

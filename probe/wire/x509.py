@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from probe.wire import Malformed
 
-_INTEGER, _OID, _UTC_TIME, _SEQUENCE, _BMP_STRING = 0x02, 0x06, 0x17, 0x30, 0x1E
+_OID, _UTC_TIME, _SEQUENCE, _BMP_STRING = 0x06, 0x17, 0x30, 0x1E
 _VERSION, _EXTENSIONS = 0xA0, 0xA3  # context-specific, constructed
 _DNS_NAME, _IP_ADDRESS = 0x82, 0x87  # GeneralName
 
