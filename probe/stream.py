@@ -348,22 +348,11 @@ def _judge(head: bytes, postgresql: bool) -> bool | None:
 
 def _offers_postgresql(head: bytes) -> bool | None:
     """Whether a ClientHello offers PostgreSQL's ALPN protocol; None: more bytes are needed."""
-    said = b""
     try:
-        while True:
-            decoded = records.decode_record(head)
-            if decoded is None:
-                return None
-            record, length = decoded
-            if record.type != records.HANDSHAKE:
-                return False
-            said, head = said + record.fragment, head[length:]
-            message = records.decode_handshake(said)
-            if message is not None:
-                (kind, body), _ = message
-                if kind != hello.CLIENT_HELLO:
-                    return False
-                return "postgresql" in hello.parse_client_hello(body).alpn
+        decoded = records.decode_carried(head, hello.CLIENT_HELLO)
+        if decoded is None:
+            return None
+        return "postgresql" in hello.parse_client_hello(decoded[0].body).alpn
     except Malformed:
         return False
 

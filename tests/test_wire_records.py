@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -19,6 +21,7 @@ from probe.wire.records import (
     Alert,
     Record,
     decode_alert,
+    decode_carried,
     decode_handshake,
     decode_record,
     split_record,
@@ -214,3 +217,40 @@ def test_any_bytes_are_a_handshake_message_need_more_or_are_malformed(data: byte
     except Malformed:
         return
     assert decoded is None or 4 <= decoded[1] <= len(data)
+
+
+# --- a handshake message across records ---------------------------------------------------------
+
+
+def carried(message: bytes, cuts: Sequence[int]) -> bytes:
+    """The message in records that end at these places."""
+    borders = [0, *sorted(cuts), len(message)]
+    parts = [message[a:b] for a, b in itertools.pairwise(borders)]
+    return b"".join(b"\x16\3\1" + struct.pack("!H", len(part)) + part for part in parts)
+
+
+@given(body=st.binary(max_size=80), data=st.data())
+def test_a_message_is_put_together_from_its_records(body: bytes, data: st.DataObject) -> None:
+    message = b"\1" + len(body).to_bytes(3, "big") + body
+    cuts = data.draw(st.lists(st.integers(0, len(message)), max_size=4))
+    said = carried(message, cuts)
+    decoded = decode_carried(said + b"more", 1)
+    assert decoded is not None
+    assert (decoded[0].message, decoded[0].body) == (message, body)
+    assert 0 < decoded[0].records <= len(cuts) + 1
+    assert decoded[1] <= len(said)
+    assert all(decode_carried(said[:n], 1) is None for n in range(decoded[1]))
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"\x15\3\3\0\2\2\x28", "a record of type 21 instead of a handshake message"),
+        (b"\x16\3\1\0\1\2", "handshake message 2 instead of 1"),
+        (b"\x16\3\1\0\2\1\0\x17\3\1\0\1x", "a record of type 23 instead of a handshake message"),
+        (b"GET / HTTP", "a record of type 0x47"),
+    ],
+)
+def test_what_is_not_the_message_is_told_at_once(said: bytes, why: str) -> None:
+    with pytest.raises(Malformed, match=why):
+        decode_carried(said, 1)

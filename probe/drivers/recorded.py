@@ -231,23 +231,13 @@ def _first_packet(said: _Said, at: int) -> tuple[Kind, int]:
 
 def _hello_end(said: _Said, at: int) -> int:
     """Where the records that carry the ClientHello end."""
-    message = b""
     try:
-        while True:
-            decoded = records.decode_record(said.data[at:])
-            if decoded is None:
-                raise NotReplayableError("its ClientHello is not whole in the capture")
-            record, length = decoded
-            if record.type != records.HANDSHAKE:
-                raise Malformed("another record within the ClientHello")
-            message, at = message + record.fragment, at + length
-            whole = records.decode_handshake(message)
-            if whole is not None:
-                if whole[0][0] != hello.CLIENT_HELLO:
-                    raise Malformed("another message than a ClientHello")
-                return at
+        decoded = records.decode_carried(said.data[at:], hello.CLIENT_HELLO)
     except Malformed:
         raise NotReplayableError("what it begins as a ClientHello is none") from None
+    if decoded is None:
+        raise NotReplayableError("its ClientHello is not whole in the capture")
+    return at + decoded[1]
 
 
 def _second_hello(said: _Said, first: _Span) -> _Span | None:

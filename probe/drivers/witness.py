@@ -23,7 +23,7 @@ from probe.wire import Malformed
 from probe.wire.foreign import ProxyHeader, decode_proxy_header
 from probe.wire.hello import CLIENT_HELLO, ClientHello, parse_client_hello
 from probe.wire.messages import error_response
-from probe.wire.records import HANDSHAKE, decode_handshake, decode_record
+from probe.wire.records import HANDSHAKE, decode_carried
 from probe.wire.startup import (
     CancelRequest,
     GSSENCRequest,
@@ -206,21 +206,11 @@ class _Player:
 
     def _read_hello(self) -> _Step:
         """Wait for a whole ClientHello; it stays unread, for the TLS library."""
-        message, at, records = b"", 0, 0
-        while True:
-            while decoded := decode_record(self._heard[at:]):
-                record, length = decoded
-                if record.type != HANDSHAKE:
-                    raise Malformed(f"a record of type {record.type} instead of a ClientHello")
-                message, at, records = message + record.fragment, at + length, records + 1
-                if message and message[0] != CLIENT_HELLO:
-                    raise Malformed(f"handshake message {message[0]} instead of a ClientHello")
-                if found := decode_handshake(message):
-                    (_, body), size = found
-                    self._client_hello = message[:size]
-                    self._note_hello(parse_client_hello(body), records)
-                    return
+        while (decoded := decode_carried(self._heard, CLIENT_HELLO)) is None:
             yield from self._hear()
+        carried, _ = decoded
+        self._client_hello = carried.message
+        self._note_hello(parse_client_hello(carried.body), carried.records)
 
     def _note_hello(self, hello: ClientHello, records: int) -> None:
         self._hello = HelloFacts(

@@ -138,6 +138,36 @@ def decode_handshake(buffer: bytes) -> tuple[tuple[int, bytes], int] | None:
     return (buffer[0], bytes(buffer[4 : 4 + length])), 4 + length
 
 
+class Carried(NamedTuple):
+    """A handshake message with its header, and how many records carried it."""
+
+    message: bytes
+    records: int
+
+    @property
+    def body(self) -> bytes:
+        """The message without its header."""
+        return self.message[4:]
+
+
+def decode_carried(buffer: bytes, kind: int) -> tuple[Carried, int] | None:
+    """The handshake message of this type that the buffer's records begin with, and their length.
+
+    None: more is needed. Raises :class:`Malformed` where they begin otherwise.
+    """
+    message, at, count = b"", 0, 0
+    while decoded := decode_record(buffer[at:]):
+        record, length = decoded
+        if record.type != HANDSHAKE:
+            raise Malformed(f"a record of type {record.type} instead of a handshake message")
+        message, at, count = message + record.fragment, at + length, count + 1
+        if message and message[0] != kind:
+            raise Malformed(f"handshake message {message[0]} instead of {kind}")
+        if found := decode_handshake(message):
+            return Carried(message[: found[1]], count), at
+    return None
+
+
 def split_record(record: bytes, at: int) -> bytes:
     """One record made two: the first carries the fragment's first ``at`` bytes.
 
