@@ -269,6 +269,13 @@ class Flow:
         if fin:
             self._fin(side, at)
 
+    def drop_head(self) -> int:
+        """It is judged, and its first bytes are not needed a second time; gives their number."""
+        dropped = len(self.head)
+        self.head.clear()
+        self.size -= dropped
+        return dropped
+
     def _of_another_time(self, segment: Segment, side: Side) -> bool:
         """It belongs to an older connection between these ends, and no receiver takes it.
 
@@ -457,6 +464,7 @@ class Flow:
         if side is self.client:
             if self.kept is None:
                 self.head += data
+                self.size += len(data)
             self.session_records += data[:2] == b"\x17\x03"
             self.queries += data[0] in b"QPBX" and data[1:2] == b"\0" and len(data) >= 5
         if (
@@ -506,8 +514,6 @@ class Flow:
     def _ending(self, segment: Segment, side: Side) -> None:
         """Of a connection that is past, only its end is told."""
         if segment.flags & FIN and not side.fin:
-            side.fin = True
-            self.closed = self.closed or (self.client.fin and self.server.fin)
-            self.tell(segment.at, Closed(side.party, Ending.FIN))
+            self._fin(side, segment.at)
         if segment.flags & RST:
             self._reset(segment, side)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from probe.handshake import Handshake, Stage, Step
 from probe.transcript import Party
 
-SHOWN_BYTES = 4_096  # of what passed in a step, each way
+KEPT_BYTES = 4_096  # of what passed in a step, each way
 
 
 class Ladder:
@@ -38,7 +38,7 @@ class Ladder:
     def passed(self, sender: Party, data: bytes) -> None:
         """These bytes passed meanwhile."""
         kept = self._passed[sender]
-        kept += data[: SHOWN_BYTES - len(kept)]
+        kept += data[: KEPT_BYTES - len(kept)]
         self._lengths[sender] += len(data)
 
     def end(self, at: float, says: str, *, reached: bool = True) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from probe.handshake import FACTS, Handshake, Opening, Outcome, Stage
-from probe.ladder import SHOWN_BYTES, Ladder
+from probe.ladder import KEPT_BYTES, Ladder
 from probe.transcript import (
     Closed,
     Connected,
@@ -45,7 +45,7 @@ from probe.transcript import (
     Transcript,
     Verified,
 )
-from probe.wire import Malformed, foreign, hello, messages, printable, records, startup
+from probe.wire import Malformed, counted, foreign, hello, messages, printable, records, startup
 from probe.wire.witness import find_testimony
 
 MAX_BUFFERED = 262_144  # bytes not read yet, each way
@@ -118,7 +118,8 @@ class _Observer:
             case Resolved(addresses):
                 seen.addresses = addresses
                 self.steps.begin(Stage.RESOLVE, 0.0)
-                self.steps.end(self.at, f"{len(addresses)} address(es): {', '.join(addresses)}")
+                count = counted(len(addresses), "address", "addresses")
+                self.steps.end(self.at, f"{count}: {', '.join(addresses)}")
             case Connecting(server):
                 seen.server = server
                 self.steps.begin(Stage.CONNECT, self.at)
@@ -452,7 +453,7 @@ class _Observer:
             self._enter_tls()  # the ClientHello is not in the capture
             return 0
         if not self.seen.pipelined:
-            self.seen.glued += data[: SHOWN_BYTES - len(self.seen.glued)]
+            self.seen.glued += data[: KEPT_BYTES - len(self.seen.glued)]
         return len(data)
 
     def _ssl_answer(self, data: bytes, layer: Layer) -> int | None:

@@ -27,7 +27,7 @@ from probe.pcapng import (
 )
 
 LEAST = 1 << 23  # bytes of a part: below, another process costs more than it saves
-LOOKED_AT = 1 << 18  # bytes behind a place where a cut is looked for
+SEARCHED = 1 << 18  # bytes behind a place where a cut is looked for
 MAX_HEAD = 1 << 20  # bytes before the first packet
 CHAIN = 8  # plausible records behind each other that make a cut
 MAX_CAPTURED = 1 << 18  # bytes of a plausible packet
@@ -164,7 +164,7 @@ def _pcapng_chain(order: str) -> Chain:
 def _cut(file: BinaryIO, near: int, chain: Chain) -> int | None:
     """The first place from there on where plausible records follow each other."""
     file.seek(near)
-    window = file.read(LOOKED_AT)
+    window = file.read(SEARCHED)
     for begins in range(len(window) - 16):
         at, length = begins, 0
         while length < CHAIN and at <= len(window) - 16:

@@ -31,7 +31,7 @@ POSTGRESQL_PORT = 5432
 
 MAX_FLOWS = 65_536  # connections followed at a time
 MAX_LEFT_OUT = 131_072  # connections remembered as not wanted
-MAX_HELD = 1 << 27  # bytes of all connections that are followed, with what these cost:
+MAX_HELD = 1 << 27  # bytes of all connections that are followed, with what keeping them costs
 MAX_CLOSING = 65_536  # closed connections that wait for stragglers
 LINGER = 1.0  # seconds that a closed connection waits for stragglers
 DISORDER = 0.2  # seconds by which times may go back, as those of several queues do
@@ -254,7 +254,7 @@ class Streams:
             if flow.kept is False and flow.holes and flow.postgresql:
                 flow.kept = True  # what told it may be what was not captured
             if flow.kept:
-                flow.head.clear()
+                self.held -= flow.drop_head()
         if flow.kept is False:
             self._forget(flow)
             return False

@@ -205,7 +205,7 @@ def test_problems_of_file_packets_and_streams_are_told_together() -> None:
     assert len(found.connections) == 1
     assert [problem.partition(":")[0] for problem in found.problems] == [
         f"the file ends within packet {len(asks().frames) + 2}",
-        "1 packets",
+        "1 packet",
     ]
 
 

@@ -27,7 +27,7 @@ from peers import (
 
 from probe.attempt import Attempt, HelloShape, TlsVersions
 from probe.handshake import Handshake, Opening, Outcome, Stage
-from probe.ladder import SHOWN_BYTES
+from probe.ladder import KEPT_BYTES
 from probe.observer import MAX_BUFFERED, observe
 from probe.tls import TlsClient
 from probe.transcript import (
@@ -773,7 +773,7 @@ def test_a_real_server_cut_anyhow_says_the_same(
 def test_a_step_shows_a_bounded_part_of_what_passed_and_counts_all() -> None:
     told = seen(client(SSL_REQUEST), server(b"E" + b"x" * 60_000), gave_up())
     step = told.steps[-1]
-    assert (len(step.received), step.received_bytes) == (SHOWN_BYTES, 60_001)
+    assert (len(step.received), step.received_bytes) == (KEPT_BYTES, 60_001)
 
 
 def test_what_never_ends_is_kept_up_to_a_bound() -> None:

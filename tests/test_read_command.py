@@ -97,7 +97,7 @@ def mixed(tmp_path: Path) -> str:
 
 def test_the_table_of_connections(run: Command, mixed: str) -> None:
     done = run(mixed)
-    assert done.out.startswith(f"{mixed}\n3 connections, 1 of them did not get through\n")
+    assert done.out.startswith(f"{mixed}\n3 connections, 1 did not get through\n")
     rows = [re.split(r"  +", line.strip()) for line in done.out.splitlines()]
     start = rows.index("no. client server opening SNI ALPN TLS outcome findings".split())
     assert rows[start + 1] == [
@@ -332,7 +332,7 @@ def test_standard_input_while_it_is_still_written() -> None:
         child.stdin.flush()
     out, err = child.communicate(timeout=60)
     assert child.returncode == ExitStatus.NOTHING_FOUND, err
-    assert b"1 connection, 0 of them did not get through" in out
+    assert b"1 connection, 0 did not get through" in out
     assert b"not read: -: the file ends within packet" in out
 
 

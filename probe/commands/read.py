@@ -44,9 +44,11 @@ from probe.wire import printable
     "ports",
     type=click.IntRange(1, 65535),
     multiple=True,
-    help="Only connections to this port, PostgreSQL's or not by what is said; repeatable.",
+    help="Only connections to this port, whatever is said there; repeatable.",
 )
-@click.option("--all", "everything", is_flag=True, help="Every TCP connection, not ours alone.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Every TCP connection, not PostgreSQL's alone."
+)
 @click.option("--steps", is_flag=True, help="Each connection step by step.")
 @click.option("--sni", metavar="NAME", help="Only connections that ask for this name.")
 @click.option(

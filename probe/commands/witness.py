@@ -51,14 +51,14 @@ output. See docs/witness.md.
     type=click.IntRange(min=1, max=65536),
     default=MAX_CONNECTIONS,
     show_default=True,
-    help="At a time; one more, and the oldest is closed.",
+    help="Connections at a time; where one more comes, the oldest is closed.",
 )
 @click.option(
     "--seconds",
     type=Seconds(3_600),
     default=MAX_SECONDS,
     show_default=True,
-    help="That a connection may last.",
+    help="How long a connection may last.",
 )
 def command(
     host: str | None,

@@ -34,7 +34,7 @@ from probe.reports import (
     yes_no,
 )
 from probe.target import Target
-from probe.wire import printable
+from probe.wire import counted, printable
 from probe.witness import Comparison, compare, label
 
 if TYPE_CHECKING:
@@ -337,8 +337,7 @@ def _captures(report: Captures) -> Iterator[str]:
     connections = reading.connections
     broken = sum(row.digest.broken is True for row in connections)
     yield from _wrapped(", ".join(map(printable, reading.files)), "  ")
-    count = f"{len(connections)} connection{'' if len(connections) == 1 else 's'}"
-    yield f"{count}, {broken} of them did not get through"
+    yield f"{counted(len(connections), 'connection')}, {broken} did not get through"
     for problem in reading.problems:
         yield from _wrapped(f"  not read: {printable(problem, 400)}", "    ")
     if reading.paths.ways:

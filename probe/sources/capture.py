@@ -23,6 +23,7 @@ from probe.processes import NoProcesses, pool
 from probe.split import Part, Slice, record_end, split
 from probe.store import Connections, MakeDigest, temporary_places
 from probe.stream import DISORDER, MAX_FLOWS, MAX_HELD, MAX_LEFT_OUT, State, Streams
+from probe.wire import counted
 
 MAX_NOTES = 20  # kinds of packets that could not be read
 
@@ -103,7 +104,8 @@ def _read(stream: BinaryIO, name: str, choice: _Choice) -> Capture:
     with _no_collector():
         gather(reader, decoder, streams)
         streams.finish(reader.ended)
-    notes = [f"{count} packets: {says}" for says, count in decoder.notes.most_common(MAX_NOTES)]
+    unread = decoder.notes.most_common(MAX_NOTES)
+    notes = [f"{counted(count, 'packet')}: {says}" for says, count in unread]
     notes += [f"{count} {says}" for says, count in streams.notes.items()]
     if connections.left_out:
         notes.append(

@@ -37,3 +37,8 @@ def parted(named: str) -> tuple[str, int]:
     """Host and port of what :func:`endpoint` gave."""
     host, _, port = named.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """So many of them: "1 packet", "2 packets"."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
