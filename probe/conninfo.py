@@ -79,7 +79,7 @@ class TargetError(ValueError):
 
 
 def quoted(text: str) -> str:
-    """*text* (str) as it may stand in a message: a str, quoted, escaped, MAX_QUOTED at most."""
+    """``text`` as it may stand in a message: quoted, escaped, MAX_QUOTED at most."""
     shown = repr(text[:MAX_QUOTED])
     if len(text) <= MAX_QUOTED and len(shown) <= MAX_QUOTED:
         return shown
@@ -180,7 +180,7 @@ def parse_uri(text: str) -> dict[str, str]:
 
 
 def parse_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The parameters that PG* variables in *environ* give, as a dict, without the service.
+    """The parameters that PG* variables in ``environ`` give, as a dict, without the service.
 
     Raises nothing. Source: libpq, "Environment Variables".
     """
@@ -192,10 +192,10 @@ def parse_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def read_service(
     service: str, environ: Mapping[str, str], *, servicefile: str | None, home: Path | None
 ) -> dict[str, str]:
-    """The parameters of *service* (str) from the first service file that has it.
+    """The parameters of ``service`` from the first service file that has it.
 
-    Looks in *servicefile* (str), else in PGSERVICEFILE of *environ*, else in .pg_service.conf in
-    *home* (Path); then in pg_service.conf in PGSYSCONFDIR. The directory that is compiled into
+    Looks in ``servicefile``, else in PGSERVICEFILE of ``environ``, else in .pg_service.conf in
+    ``home``; then in pg_service.conf in PGSYSCONFDIR. The directory that is compiled into
     libpq is not known here. Raises TargetError when a file that was named is missing, a file
     cannot be read or understood, or no file has the service.
     Source: libpq, "The Connection Service File".
@@ -259,7 +259,7 @@ def _query(query: str) -> list[tuple[str, str]]:
 
 
 def _decoded(text: str, what: str) -> str:
-    """*text* without its percent escapes. They are bytes: of UTF-8, or kept as surrogates."""
+    """``text`` without its percent escapes. They are bytes: of UTF-8, or kept as surrogates."""
     if _BAD_ESCAPE.search(text):
         raise TargetError(
             f"{what} in the URI has a '%' that no two hexadecimal digits follow, or %00; "
@@ -308,7 +308,7 @@ def _section(text: str, service: str, path: Path) -> dict[str, str] | None:
 
 
 def _setting(line: str, where: str) -> tuple[str, str]:
-    """One ``key=value`` line of a service file, which *where* names."""
+    """One ``key=value`` line of a service file, which ``where`` names."""
     name, equals, value = line.partition("=")
     if line.startswith("ldap"):
         raise TargetError(f"{where} asks an LDAP server; write its answer there as name=value")

@@ -51,10 +51,10 @@ def find_password(
 ) -> Password | None:
     """The password that libpq would use, or None where there is none.
 
-    *environ* is a mapping such as os.environ; *host*, *port*, *dbname* and *user* are what a line
-    of the password file must fit. *home* (Path) is where .pgpass is looked for; None means HOME of
-    *environ*. Raises TargetError for a file that is readable by others, which libpq ignores, or
-    that cannot be read although PGPASSFILE names it.
+    ``environ`` is a mapping such as os.environ; ``host``, ``port``, ``dbname`` and ``user`` are
+    what a line of the password file must fit. ``home`` is where .pgpass is looked for; None means
+    HOME of ``environ``. Raises TargetError for a file that is readable by others, which libpq
+    ignores, or that cannot be read although PGPASSFILE names it.
     """
     if given := environ.get("PGPASSWORD"):
         return Password(given)

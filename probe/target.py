@@ -119,10 +119,10 @@ def parse_target(
 ) -> Target:
     """The target that a command line means.
 
-    *text* is the TARGET (str), or None to take all from *environ* (a mapping such as os.environ).
-    *sni*, *no_sni*, *other_names* and *doors* are the options ``--sni``, ``--no-sni``,
-    ``--other-name`` and ``--door``; *user* and *dbname* win over what the TARGET says. *home*
-    (Path) is where .pg_service.conf is looked for; None means HOME of *environ*. Gives a Target;
+    ``text`` is the TARGET, or None to take all from ``environ`` (a mapping such as os.environ).
+    ``sni``, ``no_sni``, ``other_names`` and ``doors`` are the options ``--sni``, ``--no-sni``,
+    ``--other-name`` and ``--door``; ``user`` and ``dbname`` win over what the TARGET says. ``home``
+    is where .pg_service.conf is looked for; None means HOME of ``environ``. Gives a Target;
     raises TargetError, and nothing else, for whatever cannot be probed as written.
     Source: libpq, "Parameter Key Words"; what is an IP literal: fe-secure-openssl.c.
     """
@@ -168,7 +168,7 @@ def parse_target(
 
 
 def is_ip_literal(host: str) -> bool:
-    """Whether libpq takes *host* (str) for an address and sends no server_name: a bool.
+    """Whether libpq takes ``host`` for an address and sends no server_name.
 
     The test is libpq's own (fe-secure-openssl.c): digits and dots only, or a colon anywhere.
     """
@@ -195,7 +195,7 @@ def _parse_text(text: str | None) -> dict[str, str]:
 def _with_defaults(
     given: Mapping[str, str], environ: Mapping[str, str], home: Path | None
 ) -> dict[str, str]:
-    """*given*, and below it what the service and the environment say."""
+    """``given``, and below it what the service and the environment say."""
     environment = parse_environment(environ)
     service: dict[str, str] = {}
     name = given.get("service", environ.get("PGSERVICE"))
@@ -252,7 +252,7 @@ def _check_host(host: str) -> str:
 
 
 def _is_address(text: str) -> bool:
-    """Whether *text* is an IP address; what follows the '%' of a scope has no blanks."""
+    """Whether ``text`` is an IP address; what follows the '%' of a scope has no blanks."""
     try:
         ip_address(text)
     except ValueError:
@@ -320,7 +320,7 @@ def _asked_name(
 
 
 def _doors(texts: Sequence[str], port: int) -> tuple[Place, ...]:
-    """The places that ``--door`` names; *port* (int) is theirs where they give none."""
+    """The places that ``--door`` names; ``port`` is theirs where they give none."""
     places: list[Place] = []
     for text in texts:
         try:
@@ -369,7 +369,7 @@ def _check_option_name(name: str, option: str) -> str:
 
 
 def _ascii_name(name: str, what: str) -> str:
-    """*name* as a server_name carries it; *what* says in a message whose name it is."""
+    """``name`` as a server_name carries it; ``what`` says in a message whose name it is."""
     refused = f"{what} {quoted(name)}"
     if not name:
         raise TargetError(f"{what} is empty; give a name")
