@@ -11,14 +11,11 @@ from typing import NamedTuple
 
 from probe.binding import Binding, binding_test
 from probe.certificate import Certificate
-from probe.evidence import Evidence, Variation, in_words, server_is_full
+from probe.evidence import Evidence, Variation
+from probe.fate import in_words, server_is_full
 from probe.handshake import Handshake, Opening
-from probe.path import (
-    insists_on_certificate,
-    is_passing,
-    pooler_sign,
-    refused_made_up_user,
-)
+from probe.refusal import insists_on_certificate, is_passing, refused_made_up_user
+from probe.signs import pooler_sign
 from probe.transcript import Asked
 from probe.witness import Comparison, compare
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from probe.alike import Likeness, Outline, Spans, likeness, outline, spans
 from probe.captured import Captured
-from probe.evidence import gets_through, host_of
+from probe.evidence import host_of
+from probe.fate import gets_through
 from probe.handshake import Handshake, Opening, Outcome, Stage
 from probe.observer import observe
 from probe.sighting import Sighting, sighting

@@ -18,10 +18,13 @@ from typing import NamedTuple
 
 from probe.certificate import Certificate
 from probe.clients import Experience
-from probe.evidence import Evidence, selects_alpn
+from probe.evidence import Evidence
+from probe.fate import selects_alpn
 from probe.finding import Finding, Severity
 from probe.handshake import Handshake, Stage
-from probe.path import Path, TlsEnd, through
+from probe.path import Path
+from probe.refusal import through
+from probe.signs import TlsEnd
 from probe.transcript import ConnectFailure
 from probe.verdict import Status, Verdict
 

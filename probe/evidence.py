@@ -14,20 +14,24 @@ from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple
 
-from probe.attempt import ALPN, MADE_UP_DATABASE, MADE_UP_USER
+from probe.attempt import MADE_UP_DATABASE, MADE_UP_USER
+from probe.fate import (
+    broke_off,
+    disagreement,
+    in_turn,
+    in_words,
+    placeholder,
+    reach,
+    server_is_full,
+)
 from probe.finding import MAX_SAYS, Proof
-from probe.handshake import Handshake, Opening, Outcome, Stage
-from probe.transcript import Asked, ConnectFailure, Party
+from probe.handshake import Handshake, Opening
+from probe.transcript import Asked, ConnectFailure
 from probe.wire import parted, printable
 from probe.wire.hello import ClientHello
-from probe.wire.messages import TOO_MANY_CONNECTIONS
 from probe.wire.startup import PROTOCOL_3_1002
 
 MUCH_LARGER = 1_000  # bytes by which a large ClientHello exceeds the plain one
-
-# Subjects of certificates that proxies make for names they know nothing of. Sources: the
-# projects' own code (Traefik: generate.DefaultDomain, ingress-nginx: fake certificate).
-PLACEHOLDERS = ("TRAEFIK DEFAULT CERT", "Kubernetes Ingress Controller Fake Certificate")
 
 
 class Variation(StrEnum):
@@ -213,7 +217,7 @@ class Evidence:
         """What the controls of a run disagree on, or None. A full server is not a changed path."""
         if self.question.strangers:
             return None
-        told = _disagreement(seen for seen in self.controls if not server_is_full(seen))
+        told = disagreement(seen for seen in self.controls if not server_is_full(seen))
         return in_turn(told) if told else None
 
     @cached_property
@@ -238,7 +242,7 @@ class Evidence:
             known.add(asks)
             variation = next(iter(variations), None)
             alike = self.all(seen.opening, seen.asked, alpn=seen.alpn_offered, variation=variation)
-            if told := _disagreement(other for other in alike if not server_is_full(other)):
+            if told := disagreement(other for other in alike if not server_is_full(other)):
                 yield told
 
     @property
@@ -365,42 +369,6 @@ class Evidence:
 BEHIND_THE_HELLO = {Variation.NEWEST_PROTOCOL, Variation.OTHER_USER, Variation.VERIFIED}
 
 
-def reach(seen: Handshake) -> tuple[bool, bool, int]:
-    """To sort by: what got furthest comes first."""
-    return (
-        not seen.authenticates,
-        not gets_through(seen),
-        -(seen.reached.rank if seen.reached else -1),
-    )
-
-
-def fate(seen: Handshake) -> tuple[Stage | None, Outcome]:
-    """How far it got and how it ended, to compare it with another.
-
-    Who hangs up may do so with a FIN, an RST or an alert, whichever the network brings first.
-    """
-    refused = hung_up(seen) or seen.alert is not None
-    return seen.reached, Outcome.CLOSED if refused else seen.outcome
-
-
-def _disagreement(handshakes: Iterable[Handshake]) -> tuple[Handshake, ...]:
-    """One of each way in which they ended; none, where they agree."""
-    kinds: dict[object, Handshake] = {}
-    for seen in handshakes:
-        kinds.setdefault((fate(seen), seen.offers_binding), seen)
-    return tuple(kinds.values()) if len(kinds) > 1 else ()
-
-
-def in_turn(handshakes: Iterable[Handshake]) -> str:
-    """How each of these ended that asked alike, in a sentence."""
-    told = "; ".join(
-        f"{seen.attempt} is {in_words(seen)}"
-        + (f", with {seen.authentication.offer}" if seen.authentication and seen.mechanisms else "")
-        for seen in handshakes
-    )
-    return f"what says the same ends differently: {told}"
-
-
 def _made_up_salt(seen: Handshake) -> bytes | None:
     """The salt that was made up for the user whom pgprobe made up, or None."""
     if seen.startup is None:
@@ -414,60 +382,9 @@ def _newest(hello: ClientHello) -> int:
     return max((v for v in hello.versions if v & 0x0F0F != 0x0A0A), default=0)
 
 
-def broke_off(seen: Handshake) -> bool:
-    """The server closed or reset, or said nothing: there was no answer in words."""
-    return hung_up(seen) or seen.outcome is Outcome.SILENT
-
-
-def hung_up(seen: Handshake) -> bool:
-    """The server closed or reset the connection."""
-    by_server = seen.ended_by is Party.SERVER or seen.not_connected is ConnectFailure.RESET
-    return by_server and seen.outcome in (Outcome.CLOSED, Outcome.RESET)
-
-
-def in_words(seen: Handshake) -> str:
-    """How a connection ended, for a sentence."""
-    if seen.outcome is Outcome.CLOSED and seen.ended_by is Party.SERVER:
-        return "closed"
-    if seen.outcome is Outcome.RESET:
-        return "reset"
-    waited = seen.gave_up_after if seen.gave_up_after is not None else seen.left_after
-    if seen.outcome is Outcome.SILENT and waited is not None:
-        return f"left without an answer for {waited:.1f} s"
-    if seen.outcome is Outcome.ALERT and seen.alert:
-        return f"answered with TLS {seen.alert}"
-    if seen.outcome is Outcome.AUTHENTICATION:
-        return "let through to authentication"
-    if seen.witness:
-        return "answered by a witness"
-    if seen.outcome is Outcome.ALERT and seen.client_alert and not seen.tls_failed:
-        return f"refused by the client with TLS {seen.client_alert}"
-    if seen.outcome is Outcome.CLOSED and seen.client_hello and not seen.established:
-        return "left by the client"
-    if seen.steps:
-        return seen.steps[-1].says
-    return seen.outcome.value
-
-
 def host_of(client: str | None) -> str:
     """The address of "addr:port"; empty where it is not known."""
     return parted(client)[0] if client else ""
-
-
-def gets_through(seen: Handshake) -> bool:
-    """TLS finished, or the server asked for authentication in clear."""
-    return seen.established is not None or seen.authentication is not None
-
-
-def said_nothing_in_tls(seen: Handshake) -> bool:
-    """The S came, and not one byte of TLS behind it."""
-    silent = seen.server_hello is None and seen.alert is None and seen.foreign is None
-    return seen.ssl_answer == "S" and not seen.glued and silent
-
-
-def selects_alpn(seen: Handshake) -> bool:
-    """The TLS peer selected ``postgresql``."""
-    return seen.alpn_selected == ALPN
 
 
 def asking(evidence: Evidence) -> Handshake | None:
@@ -505,17 +422,3 @@ def foreign_answer(evidence: Evidence) -> Handshake | None:
     if asking and asking.ssl_answer in ("S", "N"):
         return next((seen for seen in inside if seen.opening is Opening.SSL_REQUEST), None)
     return next(inside, None)
-
-
-def placeholder(seen: Handshake) -> str | None:
-    """The name of the placeholder certificate that was shown, or None.
-
-    Searched as bytes: a placeholder's subject is plain text inside its DER.
-    """
-    leaf = seen.leaf or b""
-    return next((name for name in PLACEHOLDERS if name.encode() in leaf), None)
-
-
-def server_is_full(seen: Handshake) -> bool:
-    """53300, too many connections: whoever came would have been told so."""
-    return seen.error is not None and seen.error.sqlstate == TOO_MANY_CONNECTIONS

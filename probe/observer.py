@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum, auto
 
+from probe.fate import ending_text, outcome_of
 from probe.handshake import FACTS, Handshake, Opening, Outcome, Stage
 from probe.ladder import KEPT_BYTES, Ladder
 from probe.transcript import (
@@ -822,10 +823,10 @@ class _Observer:
         seen = self.seen
         if self.finished == set(Party) and not self.opened:
             self._conclude(self.finished_at)
-        self.steps.abandon(self.at, self._ending_text())
+        self.steps.abandon(self.at, self._ending())
         seen.not_captured = self._unseen()
         seen.hello_begun = self._hello_begun()
-        seen.outcome = _outcome(seen)
+        seen.outcome = outcome_of(seen)
         if seen.outcome is Outcome.SILENT and self._end_unseen:
             seen.outcome = Outcome.NOT_CAPTURED
         seen.reached = self.steps.reached
@@ -851,11 +852,11 @@ class _Observer:
             sealed = False
         return Party.SERVER in self.lost or (sealed and not waited)
 
-    def _ending_text(self) -> str:
+    def _ending(self) -> str:
         seen = self.seen
         if seen.ended_by is None and Party.SERVER in self.lost:
             return "what came then is not in the capture"
-        return _ending_text(seen)
+        return ending_text(seen)
 
     def _leftovers(self) -> None:
         """Bytes that are the beginning of nothing complete are still an answer."""
@@ -869,55 +870,6 @@ class _Observer:
                 phase is Phase.TLS and not self.seen.server_hello and foreign.recognise(data)
             ):
                 self._foreign(data, layer)
-
-
-def _ending_text(seen: Handshake) -> str:
-    if seen.ended_by is Party.SERVER:
-        how = "reset" if seen.ending is Ending.RST else "closed"
-        return f"{how} after {1000 * (seen.closed_after or 0):.0f} ms"
-    if seen.gave_up_after is not None:
-        return f"no answer in {seen.gave_up_after:.1f} s"
-    if seen.tls_failed or seen.verified:
-        return seen.tls_failed or "not answered"
-    if seen.left_after is not None:
-        return f"the client left after {seen.left_after:.1f} s without an answer"
-    if seen.client_alert:
-        return f"the client refuses: TLS {seen.client_alert}"
-    return "the client closed first" if seen.ended_by is Party.CLIENT else "not answered"
-
-
-_NO_CONNECTION = {
-    ConnectFailure.REFUSED: Outcome.REFUSED,
-    ConnectFailure.NOT_RESOLVED: Outcome.REFUSED,
-    ConnectFailure.UNREACHABLE: Outcome.REFUSED,
-    ConnectFailure.RESET: Outcome.RESET,
-    ConnectFailure.TIMED_OUT: Outcome.SILENT,
-}
-
-
-def _outcome(seen: Handshake) -> Outcome:
-    if seen.not_connected:
-        return _NO_CONNECTION[seen.not_connected]
-    if seen.authentication:
-        return Outcome.AUTHENTICATION
-    if seen.foreign or seen.glued:
-        return Outcome.FOREIGN
-    if seen.error:
-        return Outcome.ERROR
-    if seen.alert:
-        return Outcome.ALERT
-    if seen.ssl_answer == "N":
-        return Outcome.REFUSED
-    if seen.ended_by is Party.SERVER:
-        return Outcome.RESET if seen.ending is Ending.RST else Outcome.CLOSED
-    if seen.left_after is not None and not seen.tls_failed:
-        return Outcome.SILENT
-    gave_reason = seen.tls_failed or seen.verified or seen.client_alert
-    if seen.ended_by is Party.CLIENT and not gave_reason:
-        return Outcome.CLOSED
-    if seen.tls_failed or seen.client_alert or (seen.verified and seen.verified.problem):
-        return Outcome.ALERT  # our own library refused what it was shown
-    return Outcome.SILENT
 
 
 _Reader = Callable[[_Observer, bytes, Layer], int | None]

@@ -1,5 +1,4 @@
 """Capture files, bytes to packets: pcap and pcapng, plain or gzip, whole or still being written.
-At the end stands the other direction: the blocks of a pcapng file, as far as we write one.
 
 Takes a binary stream; gives :class:`Packet` after packet, in the file's order. What cannot be
 read becomes a sentence in :attr:`Reader.problems`, and every packet before it counts; only a
@@ -19,15 +18,13 @@ opens or closes a connection (SYN, FIN, RST) is never ignored.
 from __future__ import annotations
 
 import functools
-import gzip
-import io
 import struct
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Any, BinaryIO, NamedTuple
 
-CHUNK = 1 << 18  # bytes read at a time
+from probe.window import Unzipped, Window
+
 MAX_BLOCK = 1 << 24  # bytes; Wireshark's own bound for a block
 MAX_INTERFACES = 1 << 16  # in a section
 MAX_SECRETS = 1 << 24  # bytes of key logs in all Decryption Secrets Blocks
@@ -158,14 +155,14 @@ class Reader:
         self.packets = self.position = self.context = 0
         self.ended = 0.0
         self._secret_bytes = 0
-        self.window = _Window(stream)
+        self.window = Window(stream)
         self._begin()
 
     def _begin(self) -> None:
         window = self.window
         head = self._need(0, 4)
         if head[:2] == _GZIP_MAGIC:
-            window = self.window = _Window(_Unzipped(window))
+            window = self.window = Window(Unzipped(window))
             head = self._need(0, 4)
         if not head:
             raise NotACapture(window.failure or "it is empty: not even a file header")
@@ -468,130 +465,3 @@ def _options(order: str, body: bytes) -> Iterator[tuple[int, bytes]]:
             return
         yield code, body[at + 4 : at + 4 + length]
         at += 4 + (length + 3 & ~3)
-
-
-# -- bytes in chunks -------------------------------------------------------------------------------
-
-
-class _Window:
-    """A window that slides over a stream: ``buffer[:size]`` stands at ``start`` in the file."""
-
-    def __init__(self, stream: BinaryIO | _Unzipped) -> None:
-        self.stream = stream
-        self.buffer = bytearray(CHUNK)
-        self.size = 0
-        self.start = 0
-
-    @property
-    def failure(self) -> str:
-        """Why the stream ended early, or nothing."""
-        return self.stream.failure if isinstance(self.stream, _Unzipped) else ""
-
-    def slide(self, at: int, need: int) -> int:
-        """Forget what stands before ``at``; read on, to ``need`` bytes if there are so many.
-
-        Gives where ``at`` stands now: 0. A growing stream gives what it has, without a wait for
-        a whole chunk.
-        """
-        rest = self.size - at
-        kept = self.buffer[at : self.size]
-        if need > len(self.buffer):
-            self.buffer = bytearray(need + CHUNK)
-        self.buffer[:rest] = kept
-        self.start += at
-        self.size = rest
-        with memoryview(self.buffer) as view:
-            while self.size < need:
-                with view[self.size :] as room:
-                    count = self.stream.readinto(room)  # type: ignore[union-attr]
-                if not count:
-                    break
-                self.size += count
-        return 0
-
-
-class _Unzipped:
-    """A gzip stream; a damaged one ends where it is damaged, and ``failure`` says so."""
-
-    def __init__(self, compressed: _Window) -> None:
-        self.file = gzip.GzipFile(fileobj=_Again(compressed), mode="rb")
-        self.failure = ""
-
-    def readinto(self, room: memoryview) -> int:
-        try:
-            # one piece at a time: what was unpacked before the damage must not be lost with it
-            return self.file.readinto1(room)
-        except EOFError:
-            self.failure = "the gzip file is cut off: everything before that was read"
-        except (OSError, zlib.error) as problem:
-            self.failure = f"the gzip file is damaged ({problem}): everything before was read"
-        return 0
-
-
-class _Again(io.RawIOBase):
-    """A stream whose beginning was looked at already."""
-
-    def __init__(self, window: _Window) -> None:
-        self.head = bytes(window.buffer[: window.size])
-        self.stream = window.stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, room: memoryview) -> int:  # type: ignore[override]
-        if not self.head:
-            return self.stream.readinto(room)  # type: ignore[union-attr]
-        count = min(len(room), len(self.head))
-        room[:count] = self.head[:count]
-        self.head = self.head[count:]
-        return count
-
-
-# -- writing ---------------------------------------------------------------------------------------
-
-_NANOSECONDS = b"\x09"  # 10 to the minus 9
-
-
-def section_header(application: str, comment: str) -> bytes:
-    """The block that a file begins with; its section's length is left open."""
-    body = struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)
-    return _block(SECTION_HEADER, body, {OPT_COMMENT: comment, SHB_USERAPPL: application})
-
-
-def interface(link: int, name: str, description: str) -> bytes:
-    """An interface whose packets are whole, and timed in nanoseconds."""
-    told: dict[int, str | bytes] = {IF_NAME: name, IF_DESCRIPTION: description}
-    told[IF_TSRESOL] = _NANOSECONDS
-    return _block(INTERFACE, struct.pack("<HHI", link, 0, 0), told)
-
-
-def decryption_secrets(key_log: bytes) -> bytes:
-    """A key log for the packets behind it."""
-    return _block(DECRYPTION_SECRETS, struct.pack("<II", TLS_KEY_LOG, len(key_log)) + key_log)
-
-
-def enhanced_packet(nanoseconds: int, data: bytes, comment: str = "") -> bytes:
-    """A packet of the section's first interface; its time is since the epoch."""
-    high, low = divmod(nanoseconds, 1 << 32)
-    head = struct.pack("<IIIII", 0, high, low, len(data), len(data))
-    return _block(ENHANCED_PACKET, head + data, {OPT_COMMENT: comment} if comment else {})
-
-
-def _block(kind: int, body: bytes, options: Mapping[int, str | bytes] | None = None) -> bytes:
-    body = _padded(body)
-    for code, value in (options or {}).items():
-        data = value if isinstance(value, bytes) else _bounded(value)
-        body += struct.pack("<HH", code, len(data)) + _padded(data)
-    if options:
-        body += struct.pack("<HH", 0, 0)
-    total = struct.pack("<I", len(body) + 12)
-    return struct.pack("<I", kind) + total + body + total
-
-
-def _bounded(text: str) -> bytes:
-    """As much as we read ourselves."""
-    return text.encode("utf-8", "replace")[:MAX_COMMENT].decode("utf-8", "ignore").encode()
-
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 4)

@@ -23,7 +23,8 @@ from probe.attempt import MADE_UP_USER
 from probe.captured import Captured
 from probe.diagnosis import Hop, diagnose_hops
 from probe.digest import Digest, Digester, observed
-from probe.evidence import Evidence, Question, gets_through, reach
+from probe.evidence import Evidence, Question
+from probe.fate import gets_through, reach
 from probe.finding import Finding
 from probe.handshake import Handshake, Opening
 from probe.rules import judge

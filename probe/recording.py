@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from probe import __version__
+from probe.blocks import decryption_secrets, enhanced_packet, interface, section_header
 from probe.datagram import MAX_PAYLOAD, ip_packet, unspecified
 from probe.ends import ends_between, mirrored
 from probe.note import Run, write_note
 from probe.packet import ACK, FIN, PSH, RST, SYN, Segment
-from probe.pcapng import RAW, decryption_secrets, enhanced_packet, interface, section_header
+from probe.pcapng import RAW
 from probe.transcript import (
     Closed,
     Connected,

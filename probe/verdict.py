@@ -3,10 +3,13 @@
 from enum import StrEnum
 from typing import NamedTuple
 
-from probe.evidence import Evidence, in_words
+from probe.evidence import Evidence
+from probe.fate import in_words
 from probe.finding import Finding, Severity
 from probe.handshake import Stage
-from probe.path import Answerer, Path, Routing, TlsEnd, refused_made_up_user
+from probe.path import Answerer, Path, Routing
+from probe.refusal import refused_made_up_user
+from probe.signs import TlsEnd
 
 # What degrades a connection that gets there.
 _DEGRADES = ("name-ignored", "catch-all-route", "tls-terminated", "pooler-answers")

@@ -14,20 +14,21 @@ import pytest
 import probe
 
 ORDER = """
-    wire transcript certificate handshake witness finding conninfo password target attempt
-    evidence binding path login tls identity schedule ends pcapng note captured packet datagram
-    flow store stream gather split processes secrets cipher decryption recording drivers sources
-    ladder observer rules clients verdict door diagnosis sighting clock matching hop vantage alike
-    digest reading replay visit recorder reports commands __main__
+    wire transcript certificate handshake witness finding conninfo password target attempt fate
+    evidence binding refusal signs path login tls identity schedule ends window pcapng note captured
+    packet datagram flow store stream gather split processes secrets cipher decryption blocks
+    recording drivers sources ladder observer rules clients verdict door diagnosis sighting clock
+    matching hop vantage alike digest reading replay visit recorder reports commands __main__
 """.split()
 
 PRODUCTS = {
-    *"witness ladder observer rules reports evidence binding path clients verdict door".split(),
-    *"diagnosis sighting clock matching hop vantage alike digest reading replay".split(),
+    *"witness ladder observer rules reports fate evidence binding refusal signs path".split(),
+    *"clients verdict door diagnosis sighting clock matching hop vantage alike".split(),
+    *"digest reading replay".split(),
 }
 MAKERS = {
     *"drivers sources login tls identity schedule pcapng packet flow stream gather split".split(),
-    *"cipher datagram decryption processes recording visit recorder store".split(),
+    *"cipher datagram decryption processes recording visit recorder store window blocks".split(),
 }
 
 THIRD_PARTY = {  # and the only modules that may import it

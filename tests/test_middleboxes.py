@@ -38,7 +38,8 @@ from peers import DOOR, NAME, SSL_REQUEST
 
 from probe.attempt import UNKNOWN_NAME, Attempt, Needs, TlsVersions, standard
 from probe.diagnosis import Diagnosis, diagnose
-from probe.evidence import PLACEHOLDERS, Question, server_is_full
+from probe.evidence import Question
+from probe.fate import PLACEHOLDERS, server_is_full
 from probe.finding import Severity
 from probe.handshake import Handshake, Opening
 from probe.observer import observe

@@ -38,7 +38,6 @@ from fixtures.packets import (
 from probe.ends import ends_between, mirrored
 from probe.packet import Decoder
 from probe.pcapng import (
-    CHUNK,
     ETHERNET,
     IPV4,
     IPV6,
@@ -56,6 +55,7 @@ from probe.pcapng import (
     Packet,
     Reader,
 )
+from probe.window import CHUNK
 
 FRAMES = [Frame(EPOCH + n / 8, bytes([n]) * (60 + n), 100 + n) for n in range(5)]
 COMMENT, TSRESOL, TSOFFSET = 1, 9, 14

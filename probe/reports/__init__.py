@@ -10,7 +10,7 @@ from probe.certificate import Certificate
 from probe.diagnosis import Diagnosis
 from probe.door import Door
 from probe.handshake import Handshake, Stage
-from probe.path import through
+from probe.refusal import through
 from probe.replay import Replay, Replays, Sent, Verdict
 from probe.target import Target
 from probe.wire import printable

@@ -15,9 +15,10 @@ from probe.clients import Experience
 from probe.door import Difference, Door
 from probe.finding import Finding
 from probe.handshake import Handshake, Opening, Step
-from probe.path import Path, Sign
+from probe.path import Path
 from probe.replay import Replay, Replays
 from probe.reports import SHOWN_BYTES, Captures, Report, headline, in_short
+from probe.signs import Sign
 from probe.verdict import Verdict
 from probe.wire import printable
 from probe.witness import Comparison, compare

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from probe.diagnosis import Diagnosis
-from probe.evidence import in_words
+from probe.fate import in_words
 from probe.finding import Finding
 from probe.replay import Replays
 from probe.reports import (

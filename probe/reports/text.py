@@ -10,10 +10,10 @@ from probe.binding import Binding
 from probe.certificate import Certificate
 from probe.diagnosis import Diagnosis
 from probe.door import Door
-from probe.evidence import in_words
+from probe.fate import in_words
 from probe.finding import Finding
 from probe.handshake import Handshake, Opening, Step
-from probe.path import Answerer, BackendLeg, DirectTls, Path, Routing, TlsEnd
+from probe.path import Answerer, BackendLeg, DirectTls, Path, Routing
 from probe.replay import Replays, Verdict
 from probe.reports import (
     Captures,
@@ -33,6 +33,7 @@ from probe.reports import (
     steps_of,
     yes_no,
 )
+from probe.signs import TlsEnd
 from probe.target import Target
 from probe.wire import counted, printable
 from probe.witness import Comparison, compare, label

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from probe.evidence import Evidence, Variation, fate, gets_through, hung_up, in_turn, in_words
+from probe.evidence import Evidence, Variation
+from probe.fate import fate, gets_through, hung_up, in_turn, in_words
 from probe.finding import Certainty, Fix, Severity
 from probe.handshake import Handshake, Opening, Outcome
 from probe.rules import Found, rule

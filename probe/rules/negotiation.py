@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from probe.evidence import (
-    Evidence,
-    Variation,
-    asking,
-    breaks_on_request,
-    broke_off,
-    foreign_answer,
-    host_of,
-    in_words,
-    placeholder,
-    said_nothing_in_tls,
-    selects_alpn,
-)
+from probe.evidence import Evidence, Variation, asking, breaks_on_request, foreign_answer, host_of
+from probe.fate import broke_off, in_words, placeholder, said_nothing_in_tls, selects_alpn
 from probe.finding import Certainty, Fix, Proof, Severity
 from probe.handshake import Handshake, Opening, Outcome, Stage
-from probe.path import TlsEnd, dead_backend, decide, reaches_server, refuses_alpn, signs_of
+from probe.path import dead_backend
+from probe.refusal import reaches_server, refuses_alpn
 from probe.rules import Found, rule
+from probe.signs import TlsEnd, decide, signs_of
 from probe.transcript import Asked
 
 USE_STARTTLS_ROUTER = Fix(

@@ -7,28 +7,14 @@ from collections.abc import Iterator
 from probe.attempt import MADE_UP_USER
 from probe.binding import Binding, binding_test
 from probe.certificate import Certificate
-from probe.evidence import (
-    Evidence,
-    asking,
-    broke_off,
-    hung_up,
-    in_words,
-    server_is_full,
-)
+from probe.evidence import Evidence, asking
+from probe.fate import broke_off, hung_up, in_words, server_is_full
 from probe.finding import Certainty, Fix, Proof, Severity
 from probe.handshake import Handshake, Opening, Outcome
-from probe.path import (
-    CLASS_AUTHORIZATION,
-    Answerer,
-    Routing,
-    TlsEnd,
-    insists_on_certificate,
-    pooler_sign,
-    refused_made_up_user,
-    through,
-    trace,
-)
+from probe.path import Answerer, Routing, trace
+from probe.refusal import CLASS_AUTHORIZATION, insists_on_certificate, refused_made_up_user, through
 from probe.rules import Found, rule
+from probe.signs import TlsEnd, pooler_sign
 from probe.wire import printable
 from probe.wire.messages import TOO_MANY_CONNECTIONS
 

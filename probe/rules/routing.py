@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from probe.certificate import Certificate
-from probe.evidence import (
-    Evidence,
-    Variation,
-    broke_off,
-    host_of,
-    hung_up,
-    in_words,
-    said_nothing_in_tls,
-)
+from probe.evidence import Evidence, Variation, host_of
+from probe.fate import broke_off, hung_up, in_words, said_nothing_in_tls
 from probe.finding import Certainty, Fix, Severity
 from probe.handshake import Handshake, Opening, Outcome
-from probe.path import Routing, dead_backend, no_route, reaches_server, trace, turned_away
+from probe.path import Routing, dead_backend, no_route, trace
+from probe.refusal import reaches_server, turned_away
 from probe.rules import Found, rule
 from probe.transcript import Asked
 from probe.wire import printable

@@ -8,27 +8,14 @@ from typing import NamedTuple
 
 from probe.binding import Binding, binding_test
 from probe.certificate import Certificate
-from probe.evidence import (
-    Evidence,
-    Question,
-    Variation,
-    breaks_on_request,
-    broke_off,
-    foreign_answer,
-    in_words,
-    placeholder,
-    said_nothing_in_tls,
-)
+from probe.evidence import Evidence, Question, Variation, breaks_on_request, foreign_answer
+from probe.fate import broke_off, in_words, placeholder, said_nothing_in_tls
 from probe.finding import Certainty, Fix, Severity
 from probe.handshake import Handshake, Opening
-from probe.path import (
-    TlsEnd,
-    insists_on_certificate,
-    refuses_alpn,
-    through,
-    trace,
-)
+from probe.path import trace
+from probe.refusal import insists_on_certificate, refuses_alpn, through
 from probe.rules import Found, gets_in_direct, rule
+from probe.signs import TlsEnd
 from probe.transcript import Asked
 from probe.wire.records import VERSIONS
 

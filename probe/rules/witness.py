@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from probe.evidence import Evidence
 from probe.finding import Certainty, Fix, Proof, Severity
-from probe.path import witnessed
 from probe.rules import Found, rule
+from probe.signs import witnessed
 from probe.witness import Comparison, Part
 
 
