@@ -12,16 +12,18 @@ The data's way, which is also the order of imports (a module imports only what s
                                    └► recording ─► capture file
 
 From top to bottom: ``wire`` (bytes and messages), ``transcript``, ``certificate``, ``handshake``,
-``witness`` (what was sent against what a witness says has arrived), ``finding``, ``conninfo`` and
-``target`` (what is asked for), ``attempt`` (what to send), ``evidence`` (what rules are asked
-about), ``path`` (what stands between), ``tls``, ``schedule`` (manners), ``ends`` (whose packet it
-is), ``pcapng``, ``packet``, ``flow``, ``store`` (connections that wait until they are asked for),
-``stream``, ``gather`` and ``split`` (captures; ``processes``: side by side), ``drivers``,
-``sources``, ``ladder`` and ``observer``, ``rules``, ``clients``, ``verdict``, ``diagnosis``,
-``vantage`` (one connection in several captures, with ``sighting``, ``clock``, ``matching`` and
-``hop``), ``digest`` (what is kept of each of very many connections; ``alike``: which need not be
-read again), ``reading``, ``replay`` (answers then and now), ``recorder`` (a run kept as a file, by
-``recording``, ``datagram`` and ``note``), ``reports``, ``commands``. The products (``observer`` and
+``witness`` (what was sent against what a witness says has arrived), ``finding``, ``conninfo``,
+``password`` and ``target`` (what is asked for), ``attempt`` (what to send), ``fate`` (how one
+connection fared), ``evidence`` (what rules are asked about), ``binding``, ``refusal``, ``signs``
+and ``path`` (what stands between), ``login``, ``tls`` and ``identity``, ``schedule`` (manners),
+``ends`` (whose packet it is), ``window``, ``pcapng``, ``packet``, ``flow``, ``store`` (connections
+that wait until they are asked for), ``stream``, ``gather`` and ``split`` (captures; ``processes``:
+side by side), ``drivers``, ``sources``, ``ladder`` and ``observer``, ``rules``, ``clients``,
+``verdict``, ``door`` and ``diagnosis``, ``vantage`` (one connection in several captures, with
+``sighting``, ``clock``, ``matching`` and ``hop``), ``digest`` (what is kept of each of very many
+connections; ``alike``: which need not be read again), ``reading``, ``replay`` (answers then and
+now), ``visit`` (asks at every door), ``recorder`` (a run kept as a file, by ``recording``,
+``blocks``, ``datagram`` and ``note``), ``reports``, ``commands``. The products (``observer`` and
 what judges) never import a maker of bytes (``tls``, ``schedule``, ``drivers``, ``sources``,
 ``recording``).
 
