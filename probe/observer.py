@@ -192,6 +192,8 @@ class _Observer:
         key = (sender, layer)
         self.unread[key] = (self.unread.get(key, b"") + data)[:MAX_BUFFERED]
         self._read(sender, layer)
+        if sender is Party.CLIENT:
+            self._read(Party.SERVER, layer)  # what it said too early
 
     def _read(self, sender: Party, layer: Layer) -> None:
         key, on_wire = (sender, layer), layer is Layer.TCP
@@ -439,14 +441,31 @@ class _Observer:
             self.seen.foreign = foreign.recognise(data, self.first_said)
         return len(data)
 
-    def _unasked(self, data: bytes, layer: Layer) -> int:
-        """The server speaks before any request: some other protocol's greeting."""
+    def _unasked(self, data: bytes, layer: Layer) -> int | None:
+        """The server speaks before any request: some other protocol's greeting.
+
+        Or a server that cannot begin at all, which does not wait for the client to say so: what
+        may be its ErrorResponse is read when the request is there, or the end.
+        """
+        if layer is Layer.TCP and data[:1] == b"E" and not foreign.recognise(data):
+            return None
         if layer is Layer.TLS and "startup" in self.missing:  # it answers what is not here
             self.inner = Phase.STARTUP
             return 0
         if self.seen.opening is not Opening.NOT_CAPTURED:  # else it may be an answer
             self._foreign(data, layer)
         return len(data)
+
+    def _unasked_error(self, data: bytes) -> None:
+        try:
+            decoded = messages.decode_error(data)
+        except Malformed:
+            decoded = None
+        if decoded is None:
+            self._foreign(data, Layer.TCP)
+            return
+        self.seen.error = decoded[0]
+        self.steps.end(self.at, f"ErrorResponse: {decoded[0].in_words()}", reached=False)
 
     def _glued(self, data: bytes, layer: Layer) -> int:
         """Clear bytes behind the S, before any ClientHello."""
@@ -866,6 +885,8 @@ class _Observer:
             phase = self.phase if layer is Layer.TCP else self.inner
             if phase in (Phase.SSL_ANSWER, Phase.GSS_ANSWER):
                 self._other_answer(data, whole=True)
+            elif phase is Phase.OPENING and layer is Layer.TCP:
+                self._unasked_error(data)
             elif phase is Phase.STARTUP or (
                 phase is Phase.TLS and not self.seen.server_hello and foreign.recognise(data)
             ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import ssl
 import struct
 from collections.abc import Callable
@@ -325,6 +326,42 @@ def test_a_greeting_that_nobody_asked_for_is_foreign() -> None:
     assert told.foreign is not None
     assert (told.foreign.protocol, told.outcome) == ("MySQL", Outcome.FOREIGN)
     assert told.ssl_answer is None
+
+
+CANNOT_FORK = b"Ecould not fork new process for connection: Resource temporarily unavailable\n\0"
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (5, 40)])
+def test_an_error_that_does_not_wait_for_the_request_is_its_answer(cuts: tuple[int, ...]) -> None:
+    """As of a server that may start no more processes; segments pass each other on the way."""
+    borders = [0, *cuts, len(CANNOT_FORK)]
+    pieces = [server(CANNOT_FORK[a:b]) for a, b in itertools.pairwise(borders)]
+    for at in range(len(pieces) + 1):
+        facts = [*pieces[:at], client(SSL_REQUEST), *pieces[at:]]
+        handshake = seen(*facts, closed())
+        assert (handshake.ssl_answer, handshake.outcome) == ("E", Outcome.ERROR)
+        assert handshake.foreign is None
+        assert handshake.steps[-1].stage is Stage.SSL_REQUEST
+        assert handshake.steps[-1].says == (
+            "ErrorResponse: no code: could not fork new process for connection: "
+            "Resource temporarily unavailable"
+        )
+
+
+def test_an_error_to_a_client_that_says_nothing_is_no_other_protocol() -> None:
+    handshake = seen(server(CANNOT_FORK), closed())
+    assert (handshake.outcome, handshake.foreign) == (Outcome.ERROR, None)
+    assert (handshake.ssl_answer, handshake.opening) == (None, Opening.NOTHING)
+
+
+def test_an_error_before_a_bare_client_hello_is_no_other_protocol() -> None:
+    handshake = seen(server(CANNOT_FORK), client(HELLO), closed())
+    assert (handshake.outcome, handshake.foreign) == (Outcome.ERROR, None)
+
+
+@pytest.mark.parametrize("greeting", [b"Enter your name: ", b"E\0\0\0\x01", b"E"])
+def test_a_greeting_that_begins_as_an_error_and_is_none_is_foreign(greeting: bytes) -> None:
+    assert seen(server(greeting), gave_up()).outcome is Outcome.FOREIGN
 
 
 def test_a_stranger_keeps_the_name_that_its_greeting_gave_it() -> None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 WIDTH = 100  # columns
 SHOWN = 8  # bytes of a step that are shown
 LISTED = 8  # attempts that were not made, and connections of one fate, that are named
+ENDED = 72  # characters of how an attempt ended
 ROWS = 40  # connections of captures that are shown
 
 _ANSWERED_BY = {
@@ -215,7 +216,7 @@ def _comparison(door: Door, at: str) -> Iterator[str]:
 def _ended(seen: Handshake) -> str:
     words = in_words(seen).removeprefix("answered with ")
     words = words.replace("left without an answer for", "no answer in")
-    return words.replace("let through to authentication", "let through")
+    return printable(words.replace("let through to authentication", "let through"), ENDED)
 
 
 def _left_out(diagnosis: Diagnosis) -> Iterator[str]:

@@ -374,14 +374,14 @@ def bytes_after_ssl_answer(evidence: Evidence) -> Iterator[Found]:
         )
 
 
-@rule("N206", "error-before-tls", Severity.ERROR, from_documents=True, starttls=True)
+@rule("N206", "error-before-tls", Severity.ERROR, starttls=True)
 def error_before_tls(evidence: Evidence) -> Iterator[Found]:
     """SSLRequest is answered with an ErrorResponse in clear.
 
     What it says
         Instead of S or N an ErrorResponse came, before any TLS. The protocol allows it: a
-        server that cannot begin a session may say so, a very old one does not know SSLRequest,
-        and a proxy may put its own trouble into this form.
+        server that cannot begin a session says so at once, whatever it is asked; a very old one
+        does not know SSLRequest; and a proxy may put its own trouble into this form.
 
     Why it matters
         No client that insists on TLS gets in. A client must not show the text, because nobody
@@ -392,7 +392,9 @@ def error_before_tls(evidence: Evidence) -> Iterator[Found]:
         00 00 00 08 04 d2 16 2f out; 45, a length of four bytes and fields such as severity,
         code and message back, then usually FIN. The evidence quotes code and text, which are to
         be read as hearsay. A field R (routine) would point to a real PostgreSQL; poolers and
-        stunnel leave it out.
+        stunnel leave it out. Measured: a PostgreSQL that may start no more processes says 45, a
+        text and a zero byte, in the form of protocol 2: no length and no code. It does not wait
+        for the request, so in a capture the answer may stand before it.
 
     How it is told from its look-alikes
         N203 (tls-refused): N is a refusal of TLS, not an error. P503 (startup-refused): the
@@ -400,15 +402,16 @@ def error_before_tls(evidence: Evidence) -> Iterator[Found]:
         begin with E and do not decode as an ErrorResponse. N207 (gssencrequest-breaks): an E to
         GSSENCRequest belongs to that attempt and is not counted here. From the byte alone it
         cannot be told whether server, pooler or proxy speaks; ask the server directly with
-        --door. Overload passes, so repeat before changing anything. Told from documents: at
-        most likely.
+        --door. Overload passes, so repeat before changing anything.
 
     What to change
         Read the server's log for the time of the run. Where the error says 53300, free or add
         connections, in postgresql.conf:
             max_connections = 200
             superuser_reserved_connections = 3
-        or put a pooler in front. Where the server's log has no trace, the proxy speaks: check
+        or put a pooler in front. "could not fork" without a code: the server's host or pod has
+        no process left; raise what limits them (ulimit -u, TasksMax= of systemd, podPidsLimit of
+        the kubelet). Where the server's log has no trace, the proxy speaks: check
         its upstream and its limits, for PgBouncer
             max_client_conn = 1000
         A server that does not know SSLRequest at all is to be upgraded. Client: sslmode=require

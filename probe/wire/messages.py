@@ -94,7 +94,7 @@ class ErrorResponse(NamedTuple):
 
     def in_words(self, limit: int = 200) -> str:
         """SQLSTATE and message, safe to show, in so many characters."""
-        return printable(f"{self.sqlstate or 'no code'}: {self.message}", limit)
+        return printable(f"{self.sqlstate or 'no code'}: {self.message.rstrip()}", limit)
 
 
 class NegotiateProtocolVersion(NamedTuple):
