@@ -315,7 +315,9 @@ def proxy_says_s(evidence: Evidence, end: TlsEnd, routing: Routing) -> bool:
     if startup is None or startup.not_connected or not routed:
         return False
     strange = startup.error is not None and not (startup.error.routine or startup.witness)
-    return strange or broke_off(startup)
+    # A filter in front of it may let SSLRequest pass alone, and close on whatever else begins.
+    filtered = direct is not None and broke_off(direct)
+    return strange or (broke_off(startup) and not filtered)
 
 
 def _direct_tls(evidence: Evidence) -> DirectTls:

@@ -491,7 +491,7 @@ def gssencrequest_breaks(evidence: Evidence) -> Iterator[Found]:
         )
 
 
-@rule("N208", "split-ssl-request-breaks", Severity.WARNING, from_documents=True)
+@rule("N208", "split-ssl-request-breaks", Severity.WARNING)
 def split_ssl_request_breaks(evidence: Evidence) -> Iterator[Found]:
     """SSLRequest is answered only when its eight bytes arrive in one segment.
 

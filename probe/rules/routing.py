@@ -13,7 +13,6 @@ from probe.path import Routing, dead_backend, no_route, trace
 from probe.refusal import reaches_server, turned_away
 from probe.rules import Found, rule
 from probe.transcript import Asked
-from probe.wire import printable
 from probe.wire.records import UNRECOGNIZED_NAME
 
 _NO_CERTIFICATE = Fix(
@@ -681,7 +680,7 @@ def sni_not_sent(evidence: Evidence) -> Iterator[Found]:
             return
 
 
-@rule("S311", "sni-trailing-dot", Severity.WARNING, from_documents=True)
+@rule("S311", "sni-trailing-dot", Severity.WARNING)
 def sni_trailing_dot(evidence: Evidence) -> Iterator[Found]:
     """A client sends the name with a dot at its end, which no route is written with.
 
@@ -716,8 +715,8 @@ def sni_trailing_dot(evidence: Evidence) -> Iterator[Found]:
             through = seen.established is not None
             ended = "gets through here" if through else f"is {in_words(seen)}"
             yield Found(
-                f"the server_name {printable(name)!r} ends in a dot, and {ended}",
-                (evidence.proof(seen, f"server_name {printable(name)}"),),
+                f"the server_name '{name}' ends in a dot, and {ended}",
+                (evidence.proof(seen, f"server_name {name}"),),
                 Certainty.LIKELY,
                 severity=None if through else Severity.ERROR,
                 fix=(Fix("client", "write the host name without the dot at its end"),),
