@@ -302,6 +302,11 @@ def test_secrets_in_a_pcapng_open_it_at_once(run: Command, tmp_path: Path) -> No
 
 
 def test_a_key_log_that_cannot_be_read(run: Command, mixed: str, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.write_text("# nothing yet\n")
+    done = run(mixed, "--keylog", str(empty))
+    assert (done.status, done.out) == (ExitStatus.COULD_NOT_LOOK, "")
+    assert "holds no TLS secrets" in done.err
     done = run(mixed, "--keylog", str(tmp_path / "absent"))
     assert done.status == ExitStatus.COULD_NOT_LOOK
     assert done.err.startswith("Error: cannot read ")

@@ -246,6 +246,9 @@ def exit_status(reading: Reading, fail_on: str) -> int:
 
 def _key_log(name: str) -> bytes:
     try:
-        return Path(name).read_bytes()
+        log = Path(name).read_bytes()
     except OSError as error:
         raise cannot_read(name, error) from error
+    if not len(parse_key_log(log)):
+        raise CouldNotLookError(f"{name!r} holds no TLS secrets; SSLKEYLOGFILE writes such a file")
+    return log

@@ -307,7 +307,9 @@ def accepts_then_closes(evidence: Evidence) -> Iterator[Found]:
         message += f", a silent one after {listening.closed_after:.1f} s"
         proofs.append(evidence.proof(listening))
     elif bare is None:
-        message += "; only one way was tried, --attempts standard tells more"
+        message += "; only one way was tried"
+        if not evidence.question.strangers:
+            message += ", --attempts standard tells more"
     yield Found(
         message,
         tuple(proofs),
