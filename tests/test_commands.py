@@ -133,6 +133,13 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_asked(
     assert "cannot write" in done.stderr
 
 
+def test_a_report_that_was_not_made_leaves_no_empty_file(pgprobe: Run, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    done = pgprobe("read", str(tmp_path / "absent.pcap"), "--output", str(report))
+    assert done.returncode == ExitStatus.COULD_NOT_LOOK
+    assert not report.exists()
+
+
 @pytest.mark.parametrize(
     "args",
     [

@@ -146,8 +146,11 @@ def writable(output: str | None, *others: str | None) -> Path | None:
     if output is None:
         return None
     path = Path(output)
+    there = path.exists()
     try:
         path.open("a").close()
+        if not there:
+            path.unlink()  # whatever becomes of the run, it leaves no empty report
     except OSError as error:
         raise CouldNotLookError(f"cannot write {output!r}: {error.strerror}") from error
     return path
