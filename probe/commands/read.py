@@ -94,8 +94,8 @@ def command(
     """
     if list(files).count(STANDARD_INPUT) > 1:
         raise click.UsageError("standard input can be read once")
-    log = _key_log(keylog) if keylog else b""
     place = writable(output, *files, keylog)
+    log = _key_log(keylog) if keylog else b""
     captures = load(files, ports=ports or None, everything=everything, jobs=jobs)
     reading = judged(captures, log, everything=everything, narrowed=bool(ports))
     if not reading.connections:
