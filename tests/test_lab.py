@@ -43,7 +43,7 @@ FIRST_ANSWERS = {
         postgres-obsolete-tls-too postgres-obsolete-tls-only
         postgres-hostssl postgres-rejects-tls postgres-md5 postgres-password postgres-trust
         haproxy-tcp envoy-tcp nginx-tcp traefik-tcp haproxy-replicas haproxy-two-clusters
-        haproxy-tcp-limit
+        haproxy-tcp-limit haproxy-only-ssl-request haproxy-only-ssl-request-at-once
         traefik-passthrough traefik-passthrough-unknown traefik-passthrough-dead
         traefik-passthrough-no-tls traefik-passthrough-syn-dropped
         traefik-catch-all traefik-passthrough-with-default
@@ -111,6 +111,7 @@ FIRST_ANSWERS = {
     SSL_REQUEST.decode("latin-1"): "echo",
     "SR\0\0\0\x08": "s-with-glued-bytes",
     "E\0\0\0": "error-before-tls",
+    "Ecould not fork new process": "postgres-out-of-processes",
     SILENT: "deaf haproxy-syn-dropped envoy-syn-dropped nginx-syn-dropped",
     REFUSED: "closed-port",
     NO_SYN_ACK: "syn-dropped",
