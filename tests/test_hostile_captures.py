@@ -50,6 +50,6 @@ def test_every_truncation_of_every_kind_of_capture(
 
 @pytest.mark.parametrize("name", FLOODS)
 def test_a_flood_is_endured_in_bounded_memory(name: str) -> None:
-    done = endure(name, 20_000)
+    done = endure(name, 20_000, 1)
     assert done.memory < MEMORY
     assert done.says
