@@ -146,7 +146,7 @@ def writable(output: str | None, *others: str | None) -> Path | None:
     if output is None:
         return None
     path = Path(output)
-    there = path.exists()
+    there = path.exists() or path.is_symlink()
     try:
         path.open("a").close()
         if not there:
@@ -168,22 +168,23 @@ def apart(place: str | None, *others: str | None) -> None:
 def deliver(pieces: Iterable[str], place: Path | None = None) -> None:
     """The report, to its place or to standard output; a reader may leave before its end."""
     where = "standard output" if place is None else repr(str(place))
-    file = None
+    with _writing(where):
+        file = place.open("w", encoding="utf-8") if place else None
     try:
-        with _writing(where):
-            file = place.open("w", encoding="utf-8") if place else None
         for piece in pieces:  # which may fail in words of its own
             with _writing(where):
                 click.echo(piece, file, nl=False)
+    except BrokenPipeError:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+    finally:
         with _writing(where):
             if file:
                 file.close()
-    except BrokenPipeError:
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
 
 
 @contextmanager
 def _writing(where: str) -> Iterator[None]:
+    """What is denied is told in a sentence, but for a reader that left."""
     try:
         yield
     except BrokenPipeError:
