@@ -116,7 +116,7 @@ def test_the_table_of_connections(run: Command, mixed: str) -> None:
 
 def test_steps_show_the_ladder_of_each_connection(run: Command, mixed: str) -> None:
     done = run(mixed, "--steps")
-    assert "Connection 1, connection 1, 192.0.2.1:40000 to 192.0.2.2:5432: " in done.out
+    assert "Connection 1, 192.0.2.1:40000 to 192.0.2.2:5432: " in done.out
     assert "Connection 3, " in done.out
     assert "S: TLS is spoken here" in done.out
     assert "not captured: alpn_selected, certificate, startup, authentication" in done.out

@@ -395,7 +395,9 @@ def _connection_table(reading: Reading, shown: Sequence[int]) -> Iterator[str]:
 def _connection_steps(row: Connection) -> Iterator[str]:
     seen = row.handshake
     where = f"{seen.client or '?'} to {seen.server or seen.door}"
-    title = f"Connection {number_of(row)}, {seen.attempt}, {where}: {_asks(seen)}"
+    number = number_of(row)
+    called = "" if seen.attempt == f"connection {number}" else f", {seen.attempt}"
+    title = f"Connection {number}{called}, {where}: {_asks(seen)}"
     yield from _steps(seen, printable(title, 300))
     if seen.not_captured:
         yield from _wrapped(f"  not captured: {', '.join(seen.not_captured)}", "    ")
