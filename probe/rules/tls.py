@@ -661,10 +661,10 @@ def tls_handshake_failed(evidence: Evidence) -> Iterator[Found]:
 
     How it is told from its look-alikes
         T408 (alpn-rejected): no-alpn finishes. S301 (name-not-routed): unknown-name ends alike,
-        and another name works or direct is told of no route. S309
-        (backend-down-or-without-tls): unknown-name or direct-unknown-name ends otherwise. N209
-        (silent-after-ssl-answer): S, then not one byte. N201, N202: a bare ClientHello
-        finishes, or gets alert 120. T410: a direct client without a byte. P507
+        and another name works or direct is told of no route. S311 (sni-trailing-dot): the name
+        ends in a dot, which is the likelier cause. S309 (backend-down-or-without-tls):
+        unknown-name or direct-unknown-name ends otherwise. N209 (silent-after-ssl-answer): S,
+        then not one byte. N201, N202: a bare ClientHello finishes, or gets alert 120. T410: a direct client without a byte. P507
         (startup-unanswered): TLS finished. Where direct tells nothing, a missing route and a
         dead backend that close alike need --other-name.
 
@@ -687,6 +687,8 @@ def tls_handshake_failed(evidence: Evidence) -> Iterator[Found]:
         return
     if insists_on_certificate(seen) is not False:
         return  # said by T413
+    if (seen.server_name or "").endswith("."):
+        return  # said by S311
     direct = evidence.direct if seen.opening is Opening.SSL_REQUEST else None
     beside = ""
     proofs = [evidence.proof(seen)]
