@@ -664,9 +664,9 @@ def tls_handshake_failed(evidence: Evidence) -> Iterator[Found]:
         and another name works or direct is told of no route. S311 (sni-trailing-dot): the name
         ends in a dot, which is the likelier cause. S309 (backend-down-or-without-tls):
         unknown-name or direct-unknown-name ends otherwise. N209 (silent-after-ssl-answer): S,
-        then not one byte. N201, N202: a bare ClientHello finishes, or gets alert 120. T410: a direct client without a byte. P507
-        (startup-unanswered): TLS finished. Where direct tells nothing, a missing route and a
-        dead backend that close alike need --other-name.
+        then not one byte. N201, N202: a bare ClientHello finishes, or gets alert 120. T410: a
+        direct client without a byte. P507 (startup-unanswered): TLS finished. Where direct
+        tells nothing, a missing route and a dead backend that close alike need --other-name.
 
     What to change
         Traefik 3.6.11: go to 3.6.12. Otherwise the log of whoever sent the alert names the
