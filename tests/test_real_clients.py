@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,20 @@ def test_a_host_without_the_dot_is_no_finding(doors: Lab, tmp_path: Path, topolo
     reading = connects(doors, topology, NAME, tmp_path)
     assert reading.connections
     assert severities(reading, "S311") == []
+
+
+@pytest.mark.parametrize(
+    ("topology", "setting", "code", "severity"),
+    [
+        ("haproxy-tcp", "sslmode=disable", "N210", Severity.WARNING),
+        ("haproxy-tcp", "sslsni=0", "S310", Severity.INFO),
+        ("traefik-passthrough", "sslsni=0", "S310", Severity.WARNING),
+    ],
+)
+def test_what_psql_does_not_ask_for_is_found(
+    doors: Lab, tmp_path: Path, topology: str, setting: str, code: str, severity: Severity
+) -> None:
+    driver = replace(PSQL, settings=(setting,))
+    reading = connects(doors, topology, NAME, tmp_path, driver)
+    assert severities(reading, code) == [severity]
+    assert severities(connects(doors, topology, NAME, tmp_path), code) == []
