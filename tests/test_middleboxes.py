@@ -32,6 +32,7 @@ from middleboxes import (
     SILENT,
     Fate,
     alert,
+    ask,
     error,
 )
 from peers import DOOR, NAME, SSL_REQUEST
@@ -355,3 +356,14 @@ def test_an_answer_of_its_own_for_each_attempt(fates: list[Fate]) -> None:
 def test_a_server_contradicts_nothing_and_passes() -> None:
     assert probe(Oddity(None, SERVED)).first.verdict.status == "passes"
     check(Oddity(None, SERVED))
+
+
+@pytest.mark.parametrize(("alpn", "who"), [("postgresql", "gateway"), (None, "server")])
+def test_who_has_to_learn_direct_tls_is_told_by_the_alpn_behind_the_s(
+    alpn: str | None, who: str
+) -> None:
+    """A server of version 17 or later selects it, and takes direct TLS as well."""
+    served = replace(SERVED, alpn=alpn)
+    told = ask(lambda attempt: CLOSED if attempt.opening is Opening.DIRECT_TLS else served)
+    (finding,) = (each for each in told.findings if each.name == "direct-tls-unsupported")
+    assert finding.fix[0].who == who

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from probe.binding import Binding, binding_test
 from probe.certificate import Certificate
 from probe.evidence import Evidence, Question, Variation, breaks_on_request, foreign_answer
-from probe.fate import broke_off, in_words, placeholder, said_nothing_in_tls
+from probe.fate import broke_off, in_words, placeholder, said_nothing_in_tls, selects_alpn
 from probe.finding import Certainty, Fix, Severity
 from probe.handshake import Handshake, Opening
 from probe.path import trace
@@ -599,6 +599,8 @@ def direct_tls_unsupported(evidence: Evidence) -> Iterator[Found]:
         S301 and S309 (missing route, dead backend) do not lead here. An old server and a middle
         tier without direct mode close alike. Attempt protocol-3.1002 helps: newest 3.2 means a
         server of 18, so a middle tier is in the way; 3.0 means 17 or older and leaves it open.
+        ALPN postgresql, selected behind the S, tells more: whoever selects it (PostgreSQL 17,
+        PgBouncer 1.25) takes direct TLS as well, so that something in between closes on it.
 
     What to change
         Client, which is the default:
@@ -614,12 +616,14 @@ def direct_tls_unsupported(evidence: Evidence) -> Iterator[Found]:
         return
     if control is None or not control.established:
         return
+    server = Fix("server", "PostgreSQL 17 or later")
+    between = Fix("gateway", "let a ClientHello pass that comes first: the server would take it")
     yield Found(
         f"a bare ClientHello is {in_words(seen)}: sslnegotiation=direct will not work here",
         (evidence.proof(seen),),
         severity=Severity.ERROR if evidence.question.direct else None,
         fix=(
-            Fix("server", "PostgreSQL 17 or later"),
+            between if selects_alpn(control) else server,
             Fix("client", "sslnegotiation=postgres (the default)"),
         ),
     )
