@@ -19,7 +19,7 @@ from probe.fate import gets_through
 from probe.handshake import Handshake, Opening, Outcome, Stage
 from probe.observer import observe
 from probe.sighting import Sighting, sighting
-from probe.transcript import Event, Fact, GaveUp, NotCaptured, Party, Transcript
+from probe.transcript import Event, Fact, GaveUp, NotCaptured, Party, Resent, Transcript
 
 MAX_KNOWN = 1_024  # conversations that others are compared with
 MAX_SPANS = 8  # ways of one outline to be like another
@@ -146,7 +146,7 @@ def observed(transcript: Transcript, end: float) -> Handshake:
     seen = observe(transcript)
     if _is_over(seen):
         return seen
-    return observe(_prolonged(transcript, seen, end - last_event(transcript)))
+    return observe(_prolonged(transcript, seen, end - transcript.started))
 
 
 def _is_over(seen: Handshake) -> bool:
@@ -154,13 +154,18 @@ def _is_over(seen: Handshake) -> bool:
     return any(end is not None for end in ends)
 
 
-def _prolonged(transcript: Transcript, seen: Handshake, left: float) -> Transcript:
-    """With what its capture tells by going on, or hides by ending."""
+def _prolonged(transcript: Transcript, seen: Handshake, end: float) -> Transcript:
+    """With what its capture tells by going on until then, or hides by ending.
+
+    What is only said again is no new word: who repeats it waits all the while.
+    """
     at = transcript.events[-1].at if transcript.events else 0.0
+    words = [event.at for event in transcript.events if not isinstance(event.fact, Resent)]
+    left = end - (words[-1] if words else at)
     unanswered = seen.told and not gets_through(seen) and seen.opening is not Opening.NOTHING
     fact: Fact = NotCaptured(Party.SERVER, None)
     if unanswered and seen.outcome is Outcome.SILENT and left >= SILENCE:
-        fact, at = GaveUp(left), at + left
+        fact, at = GaveUp(left), max(at, end)
     elif seen.opening is Opening.NOTHING:
         return transcript
     return transcript._replace(events=(*transcript.events, Event(at, fact)))

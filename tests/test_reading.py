@@ -97,7 +97,7 @@ def test_c108_is_silent_at_a_reset_of_the_stream_itself() -> None:
 # --- C109: segments that never get through ----------------------------------------------------
 
 
-def resent(who: str, data: bytes, times: int) -> list[Frame]:
+def resends(who: str, data: bytes, times: int) -> Talk:
     talk = asks()
     if who == "server":
         talk.say("client", flights()[0][1]).send("server", ACK)
@@ -106,7 +106,11 @@ def resent(who: str, data: bytes, times: int) -> list[Frame]:
     for turn in range(times):
         talk.at += 0.2 * 2**turn
         talk.say(who, data, seq=begins)
-    return hangs(talk)
+    return talk
+
+
+def resent(who: str, data: bytes, times: int) -> list[Frame]:
+    return hangs(resends(who, data, times))
 
 
 HELLO = flights()[0][1]
@@ -131,6 +135,14 @@ def test_c109_suspects_the_mtu_where_the_segments_are_large() -> None:
         "and never got through: the path's MTU is the first suspect"
     )
     assert told[2] is Certainty.LIKELY
+
+
+def test_c109_needs_no_packet_but_those_that_are_sent_again() -> None:
+    assert "sent again 5 times" in codes(resends("client", HELLO, 5))["C109"]
+
+
+def test_c109_is_silent_while_it_may_still_get_through() -> None:
+    assert "C109" not in codes(resends("client", HELLO, 4))
 
 
 def test_c109_is_told_instead_of_what_is_seen_from_outside() -> None:
