@@ -502,8 +502,11 @@ class Flow:
             return
         if side is self.client and not self.connected:
             return  # it refuses some older packet, and goes on trying
-        if side.packets > 1 and side.ttl not in (None, -1, segment.ttl):
-            says = f"TTL {segment.ttl}, where all its other packets have {side.ttl}"
+        if side.ttl not in (None, -1, segment.ttl):
+            others = (
+                "all its other packets have" if side.packets > 1 else "its only other packet has"
+            )
+            says = f"TTL {segment.ttl}, where {others} {side.ttl}"
             self.tell(segment.at, StrangeReset(side.party, says))
         elif says := _foreign_id(segment, side):
             self.tell(segment.at, StrangeReset(side.party, says))

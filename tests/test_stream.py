@@ -298,8 +298,15 @@ def test_where_the_ttl_of_a_stream_differs_anyway_nothing_is_concluded_from_it()
     assert not any(isinstance(fact, StrangeReset) for fact in told)
 
 
-def test_a_single_packet_has_no_ttl_to_be_compared_with() -> None:
-    talk = Talk().open().send("server", RST, ttl=251)
+def test_a_reset_is_compared_with_the_syn_ack_where_nothing_else_came() -> None:
+    talk = Talk().open().say("client", SSL_REQUEST)
+    told = facts(talk.send("server", RST, ttl=251).frames)
+    says = "TTL 251, where its only other packet has 64"
+    assert told[-2:] == [StrangeReset(S, says), Closed(S, Ending.RST)]
+
+
+def test_a_reset_alone_has_no_ttl_to_be_compared_with() -> None:
+    talk = Talk().say("client", SSL_REQUEST).send("server", RST, ttl=251)
     told = facts(talk.frames)
     assert not any(isinstance(fact, StrangeReset) for fact in told)
     assert told[-1] == Closed(S, Ending.RST)
