@@ -184,19 +184,30 @@ Behaviour = Callable[[socket.socket, bytearray], None]
 
 
 class Peer:
-    """Listens, and does this to every connection; ``heard`` is what each of them said."""
+    """Listens, and does this to every connection; ``heard`` is what each of them said.
 
-    def __init__(self, behave: Behaviour, address: str = "127.0.0.1") -> None:
-        self._behave, self.address = behave, address
+    It listens on loopback, or where ``listener`` does already.
+    """
+
+    def __init__(
+        self,
+        behave: Behaviour,
+        address: str = "127.0.0.1",
+        listener: socket.socket | None = None,
+    ) -> None:
+        self._behave, self.address, self._given = behave, address, listener
         self.heard: list[bytearray] = []
         self._connections: list[tuple[socket.socket, threading.Thread]] = []
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> Peer:
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
-        self._listener = socket.socket(family, socket.SOCK_STREAM)
-        self._listener.bind((self.address, 0))
-        self._listener.listen()
+        if self._given:
+            self._listener = self._given
+        else:
+            self._listener = socket.socket(family, socket.SOCK_STREAM)
+            self._listener.bind((self.address, 0))
+            self._listener.listen()
         self.port: int = self._listener.getsockname()[1]
         self._acceptor.start()
         return self
@@ -316,6 +327,17 @@ def serves(connection: socket.socket, heard: bytearray) -> None:
     for data in _listen(connection, heard):
         backend = backend or Backend(direct=data[:1] == b"\x16")
         connection.sendall(backend.hear(data))
+
+
+def serves_with(context: ssl.SSLContext) -> Behaviour:
+    """A whole server with such a context."""
+
+    def behave(connection: socket.socket, heard: bytearray) -> None:
+        backend = Backend(context)
+        for data in _listen(connection, heard):
+            connection.sendall(backend.hear(data))
+
+    return behave
 
 
 def byte_by_byte(connection: socket.socket, heard: bytearray) -> None:
