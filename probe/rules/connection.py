@@ -451,7 +451,7 @@ def proxy_protocol_expected(evidence: Evidence) -> Iterator[Found]:
         )
 
 
-@rule("C108", "reset-from-between", Severity.WARNING, from_documents=True)
+@rule("C108", "reset-from-between", Severity.WARNING)
 def reset_from_between(evidence: Evidence) -> Iterator[Found]:
     """A reset came whose TTL or IP id does not fit its stream: somebody in between sent it.
 
@@ -467,9 +467,9 @@ def reset_from_between(evidence: Evidence) -> Iterator[Found]:
 
     On the wire
         A TCP segment with RST whose IP time to live (IPv6: hop limit) differs from the one that
-        all other packets of the same sender have in this connection. An ordinary reset has the
-        TTL of its stream. Or its IP identification is thousands away from a counter that its
-        sender's packets show, within a second of the last of them.
+        all other packets of the same sender have in this connection, be it the SYN-ACK alone. An
+        ordinary reset has the TTL of its stream. Or its IP identification is thousands away from
+        a counter that its sender's packets show, within a second of the last of them.
 
     How it is told from its look-alikes
         Only a capture shows it. C105 (accepts-then-closes) and N201 (sni-router-without-starttls)
@@ -502,7 +502,7 @@ LEAST_RESENT = 2  # times that a segment is said again before it counts as lost 
 LARGE_SEGMENT = 1_000  # bytes that a path with too small an MTU may stop
 
 
-@rule("C109", "segments-lost", Severity.ERROR, from_documents=True)
+@rule("C109", "segments-lost", Severity.ERROR)
 def segments_lost(evidence: Evidence) -> Iterator[Found]:
     """The ClientHello or the server's flight was sent again and again, and never got through.
 
@@ -518,7 +518,8 @@ def segments_lost(evidence: Evidence) -> Iterator[Found]:
 
     On the wire
         TCP retransmissions of the ClientHello, or of the segments behind the ServerHello, with
-        growing pauses, and no acknowledgement. Before them, SSLRequest and its S, a byte, pass.
+        growing pauses, and no acknowledgement (a selective one of a small last segment, maybe).
+        Before them, SSLRequest and its S, a byte, pass.
 
     How it is told from its look-alikes
         Only a capture shows it. N209 (silent-after-ssl-answer) and S306
@@ -526,7 +527,7 @@ def segments_lost(evidence: Evidence) -> Iterator[Found]:
         and not answered. It is possible only, where the lost segments are small (a peer that is
         gone looks so), and likely where they are large. Not separable: a tunnel with a small MTU
         and a filter that drops what it cannot read. A capture on the other side of the loss
-        shows nothing but silence.
+        shows nothing but silence, and one that ends within five seconds does not tell.
 
     What to change
         Network: let ICMP "fragmentation needed" (IPv6: packet too big) pass, or clamp the MSS to
