@@ -203,5 +203,6 @@ def _kind(seen: Handshake) -> tuple[Hashable, ...]:
         (seen.authentication is not None, seen.salt, refusal, seen.negotiated),
         (seen.reached, seen.outcome, seen.ended_by, seen.not_captured),
         (bool(seen.strange_resets), len(seen.hello_resent) > 1, len(seen.flight_resent) > 1),
+        (bool(seen.hello_missed), bool(seen.flight_missed)),
         round(answer, 2) if answer >= 1 else 0,
     )

@@ -36,6 +36,7 @@ from probe.transcript import (
     Event,
     Fact,
     Layer,
+    Missed,
     NotCaptured,
     NotConnected,
     Party,
@@ -83,8 +84,8 @@ class Side:
     """What one end says: offsets count its bytes, and its FIN, from the first on."""
 
     __slots__ = (
-        "acked", "base", "candidates", "fin", "name", "next", "packets", "party", "pending",
-        "recent", "reset", "said", "ttl",
+        "acked", "asked", "base", "candidates", "fin", "name", "next", "packets", "party",
+        "pending", "recent", "reset", "said", "ttl",
     )  # fmt: skip
 
     def __init__(self, party: Party, name: str) -> None:
@@ -93,6 +94,7 @@ class Side:
         self.candidates: tuple[int, ...] = ()  # bases of SYN-ACKs that were not acknowledged yet
         self.next = 0  # everything before it was told
         self.acked = 0  # everything before it has arrived
+        self.asked = -1  # the other side asked for this while it was sent what stands behind it
         self.said = 0  # bytes of data that were told
         self.pending: dict[int, tuple[bytes, int, bool]] | None = None
         # of its last segments: begins, ends, at, IP identification
@@ -226,6 +228,8 @@ class Flow:
                 if behind < 0x80000000:
                     if other.next - behind > other.acked:
                         other.acked = other.next - behind
+                    if other.pending and not behind:
+                        other.asked = other.next
                     if not (payload or cut or flags & FIN):
                         return
                     expected = not (seq - side.base - side.next) & 0xFFFFFFFF
@@ -296,6 +300,10 @@ class Flow:
         """The connection, or the capture, ends: what still waits is told now."""
         self._release(None)
         for side in (self.client, self.server):
+            if side.pending and side.asked == side.next:
+                missed = Missed(side.party, min(side.pending) - side.next)
+                self.tell(self.at + self.started, missed)
+                side.pending = None
             while side.pending:
                 self._skip(side, min(side.pending), self.at + self.started)
         answered = self.connected or self.refused or self.server.packets

@@ -182,6 +182,8 @@ class Handshake:
     not_captured: tuple[str, ...] = ()  # of FACTS: they may have passed unseen
     hello_resent: tuple[int, ...] = ()  # sizes of the segments that were said again, in bytes
     flight_resent: tuple[int, ...] = ()  # the same of the server's, until the client went on
+    hello_missed: int = 0  # bytes of it that never came, though later ones did
+    flight_missed: int = 0  # the same of the server's
     strange_resets: tuple[str, ...] = ()  # RSTs that do not fit their stream: why, safe to show
     reached: Stage | None = None
     outcome: Outcome = Outcome.SILENT

@@ -35,6 +35,7 @@ from probe.transcript import (
     GaveUp,
     Layer,
     LoggedIn,
+    Missed,
     NotCaptured,
     NotConnected,
     Party,
@@ -148,6 +149,8 @@ class _Observer:
                 self._gap(sender, size)
             case Resent(sender, _, size):
                 self._resent(sender, size)
+            case Missed(sender, size):
+                self._missed(sender, size)
             case StrangeReset(_, says):
                 seen.strange_resets = (*seen.strange_resets, printable(says))[:MAX_NOTED]
 
@@ -269,6 +272,14 @@ class _Observer:
             seen.hello_resent = (*seen.hello_resent, size)[:MAX_NOTED]
         elif sender is Party.SERVER and Party.CLIENT not in self.sealed:
             seen.flight_resent = (*seen.flight_resent, size)[:MAX_NOTED]
+
+    def _missed(self, sender: Party, size: int) -> None:
+        """Never came: where it is of the ClientHello or the server's flight, it is remembered."""
+        seen = self.seen
+        if sender is Party.CLIENT and seen.ssl_answer == "S" and not seen.client_hello:
+            seen.hello_missed = size
+        elif sender is Party.SERVER and seen.client_hello and not seen.established:
+            seen.flight_missed = size
 
     def _unseen(self) -> tuple[str, ...]:
         """The facts that may have passed and are not here, in their order."""

@@ -31,6 +31,7 @@ from probe.transcript import (
     Ending,
     Event,
     Layer,
+    Missed,
     NotCaptured,
     NotConnected,
     Party,
@@ -195,6 +196,7 @@ _FACTS: tuple[tuple[Any, tuple[Any, ...]], ...] = (  # each with the types of it
     (Resent, (Party, None, None)),
     (NotConnected, (ConnectFailure, None)),
     (StrangeReset, (Party, None)),
+    (Missed, (Party, None)),
 )
 _NUMBERS = {kind: number for number, (kind, _) in enumerate(_FACTS)}
 _MEMBERS = {enum: dict(enum.__members__.items()) for enum in (Party, Layer, Ending, ConnectFailure)}

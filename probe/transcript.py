@@ -169,6 +169,16 @@ class Resent(NamedTuple):
     size: int
 
 
+class Missed(NamedTuple):
+    """``size`` bytes of ``sender``'s never came, though later ones did: so the other side said.
+
+    It went on to ask for them. What came behind them it could not read, and it is not told here.
+    """
+
+    sender: Party
+    size: int
+
+
 class StrangeReset(NamedTuple):
     """An RST in ``sender``'s name that does not fit its stream; ``says`` tells why (its TTL)."""
 
@@ -191,6 +201,7 @@ Fact = (
     | GaveUp
     | NotCaptured
     | Resent
+    | Missed
     | StrangeReset
 )
 

@@ -7,6 +7,7 @@ import io
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -105,6 +106,11 @@ def says_little(network: Network) -> None:
             assert offered.recv(1) == b"R"
 
 
+def says_little_later(network: Network) -> None:
+    time.sleep(PATIENCE - 1)
+    says_little(network)
+
+
 def session(connection: socket.socket) -> ssl.SSLSocket:
     """TLS behind SSLRequest, in which a StartupMessage was said."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -151,23 +157,38 @@ def test_a_tunnel_whose_errors_arrive_has_no_finding_at_either_end() -> None:
 
 
 @pytest.fixture(scope="module")
-def black_hole() -> Captures:
-    """A server's flight is lost on its way to one client, and the ClientHello of another."""
-    network = Network(TUNNEL, errors_arrive=False)
-    return seen(network, large_flight(), says_little, psql)
+def hello_swallowed() -> Captures:
+    """The server's end is seen to go on by a second client, which gets through."""
+    return seen(Network(TUNNEL, errors_arrive=False), serves, psql, says_little_later)
 
 
-def test_c109_fires_on_a_client_hello_that_a_real_black_hole_swallows(black_hole: Captures) -> None:
-    found = findings(black_hole, CLIENT)["C109"]
+@pytest.fixture(scope="module")
+def flight_swallowed() -> Captures:
+    return seen(Network(TUNNEL, errors_arrive=False), large_flight(), says_little)
+
+
+SIDES = pytest.mark.parametrize("station", [CLIENT, SERVER])
+
+
+@SIDES
+def test_c109_fires_on_a_client_hello_that_a_real_black_hole_swallows(
+    hello_swallowed: Captures, station: str
+) -> None:
+    found = findings(hello_swallowed, station)["C109"]
     assert (found.severity, found.certainty) == (Severity.ERROR, Certainty.LIKELY)
-    assert "the ClientHello was sent again" in found.message
+    told = {CLIENT: "the ClientHello was sent again", SERVER: "bytes of the ClientHello never came"}
+    assert told[station] in found.message
     assert "the path's MTU is the first suspect" in found.message
 
 
-def test_c109_fires_on_a_flight_that_a_real_black_hole_swallows(black_hole: Captures) -> None:
-    found = findings(black_hole, SERVER)["C109"]
+@SIDES
+def test_c109_fires_on_a_flight_that_a_real_black_hole_swallows(
+    flight_swallowed: Captures, station: str
+) -> None:
+    found = findings(flight_swallowed, station)["C109"]
     assert (found.severity, found.certainty) == (Severity.ERROR, Certainty.LIKELY)
-    assert "the server's flight was sent again" in found.message
+    told = {CLIENT: "bytes of the server's flight never", SERVER: "the server's flight was sent"}
+    assert told[station] in found.message
     assert "the path's MTU is the first suspect" in found.message
 
 

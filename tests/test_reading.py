@@ -145,6 +145,22 @@ def test_c109_is_silent_while_it_may_still_get_through() -> None:
     assert "C109" not in codes(resends("client", HELLO, 4))
 
 
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_c109_is_told_behind_the_loss_by_what_its_receiver_asks_for(who: str) -> None:
+    talk, other = asks(), {"client": "server", "server": "client"}[who]
+    said_first = HELLO
+    if who == "server":
+        talk.say("client", HELLO).send("server", ACK)
+        said_first = b"".join(data for sender, data in flights() if sender == "server")
+    begins = talk.next[who]
+    talk.say(who, said_first[:-100], dropped=True).say(who, said_first[-100:])
+    told = found("C109", hangs(talk.send(other, ACK, ack=begins)))
+    assert told is not None
+    what = {"client": "the ClientHello", "server": "the server's flight"}[who]
+    assert told[0].startswith(f"{len(said_first) - 100} bytes of {what} never came here, and")
+    assert told[1] is Severity.ERROR
+
+
 def test_c109_is_told_instead_of_what_is_seen_from_outside() -> None:
     flight = b"".join(data for who, data in flights() if who == "server")[:1_400]
     assert set(codes(resent("client", HELLO, 3))) == {"C109"}

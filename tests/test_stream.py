@@ -38,6 +38,7 @@ from probe.transcript import (
     Data,
     Ending,
     Fact,
+    Missed,
     NotCaptured,
     NotConnected,
     Party,
@@ -178,6 +179,41 @@ def test_what_is_said_again_although_it_was_acknowledged_was_not_lost() -> None:
     talk.at += 0.3
     talk.say("client", HELLO, seq=talk.next["client"] - len(HELLO))
     assert not any(isinstance(fact, Resent) for fact in facts(talk.frames))
+
+
+def hole() -> tuple[Talk, int]:
+    """The first 100 bytes of a server's flight do not come, those behind them do."""
+    talk = asked().say("client", HELLO)
+    begins = talk.next["server"]
+    talk.say("server", FLIGHTS[1][:100], dropped=True).say("server", FLIGHTS[1][100:])
+    return talk, begins
+
+
+def test_what_its_receiver_goes_on_to_ask_for_never_came() -> None:
+    talk, begins = hole()
+    told = facts(talk.send("client", ACK, ack=begins).frames)
+    assert told[-1] == Missed(S, 100)
+    assert said(told, S) == b"S"
+
+
+def test_what_its_receiver_acknowledges_in_the_end_was_only_not_captured() -> None:
+    talk, begins = hole()
+    told = facts(talk.send("client", ACK, ack=begins).send("client", ACK).frames)
+    assert NotCaptured(S, 100) in told
+    assert said(told, S) == b"S" + FLIGHTS[1][100:]
+
+
+def test_what_its_receiver_says_nothing_of_was_not_captured() -> None:
+    talk, _ = hole()
+    told = facts(talk.frames)
+    assert NotCaptured(S, 100) in told
+    assert said(told, S) == b"S" + FLIGHTS[1][100:]
+
+
+def test_what_comes_after_it_was_asked_for_again_is_told_whole() -> None:
+    talk, begins = hole()
+    talk.send("client", ACK, ack=begins).say("server", FLIGHTS[1][:100], seq=begins)
+    assert said(facts(talk.frames), S) == b"S" + FLIGHTS[1]
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.001])

@@ -518,16 +518,18 @@ def segments_lost(evidence: Evidence) -> Iterator[Found]:
 
     On the wire
         TCP retransmissions of the ClientHello, or of the segments behind the ServerHello, with
-        growing pauses, and no acknowledgement (a selective one of a small last segment, maybe).
-        Before them, SSLRequest and its S, a byte, pass.
+        growing pauses, and no acknowledgement. Before them, SSLRequest and its S, a byte, pass.
+        Behind the loss, the small last segment of a flight comes without those before it, and
+        its receiver acknowledges again what it had.
 
     How it is told from its look-alikes
         Only a capture shows it. N209 (silent-after-ssl-answer) and S306
         (large-client-hello-breaks) see the same from outside: there the bytes were acknowledged
         and not answered. It is possible only, where the lost segments are small (a peer that is
         gone looks so), and likely where they are large. Not separable: a tunnel with a small MTU
-        and a filter that drops what it cannot read. A capture on the other side of the loss
-        shows nothing but silence, and one that ends within five seconds does not tell.
+        and a filter that drops what it cannot read. Where nothing was sent behind what is lost,
+        a capture on the other side of the loss shows nothing but silence; and one that ends
+        within five seconds does not tell.
 
     What to change
         Network: let ICMP "fragmentation needed" (IPv6: packet too big) pass, or clamp the MSS to
@@ -543,12 +545,16 @@ def segments_lost(evidence: Evidence) -> Iterator[Found]:
         return
     seen = lost[0]
     sizes = seen.hello_resent or seen.flight_resent
+    missed = seen.hello_missed or seen.flight_missed
     what = "the ClientHello" if _hello_lost(seen) else "the server's flight"
-    large = max(sizes) >= LARGE_SEGMENT
-    hint = ": the path's MTU is the first suspect" if large else ""
+    large = max(*sizes, missed, 0) >= LARGE_SEGMENT
+    if missed:
+        told = f"{missed} bytes of {what} never came here, and what was sent behind them did"
+    else:
+        size = f"in segments of up to {max(sizes)} bytes"
+        told = f"{what} was sent again {len(sizes)} times, {size}, and never got through"
     yield Found(
-        f"{what} was sent again {len(sizes)} times, in segments of up to {max(sizes)} bytes, and "
-        f"never got through{hint}",
+        f"{told}: the path's MTU is the first suspect" if large else told,
         tuple(evidence.proof(each) for each in lost[:3]),
         Certainty.LIKELY if large else Certainty.POSSIBLE,
         fix=(
@@ -559,12 +565,13 @@ def segments_lost(evidence: Evidence) -> Iterator[Found]:
 
 
 def _hello_lost(seen: Handshake) -> bool:
-    answered = seen.server_hello or seen.alert or seen.foreign or seen.error
-    return len(seen.hello_resent) >= LEAST_RESENT and not answered
+    answered = seen.server_hello or seen.alert or seen.foreign or seen.error or seen.flight_missed
+    return bool(seen.hello_missed or len(seen.hello_resent) >= LEAST_RESENT) and not answered
 
 
 def _flight_lost(seen: Handshake) -> bool:
-    return len(seen.flight_resent) >= LEAST_RESENT and seen.established is None
+    lost = seen.flight_missed or len(seen.flight_resent) >= LEAST_RESENT
+    return bool(lost) and seen.established is None
 
 
 @rule("C110", "answers-vary", Severity.WARNING, of_variance=True)
