@@ -693,6 +693,8 @@ def tls_handshake_failed(evidence: Evidence) -> Iterator[Found]:
         return  # said by T413
     if (seen.server_name or "").endswith("."):
         return  # said by S311
+    if seen.strange_resets:
+        return  # said by C108
     direct = evidence.direct if seen.opening is Opening.SSL_REQUEST else None
     beside = ""
     proofs = [evidence.proof(seen)]
