@@ -179,7 +179,8 @@ def _broken(seen: Handshake) -> bool | None:
         return seen.error is not None or seen.foreign is not None
     if seen.opening in (Opening.NOTHING, Opening.CANCEL, Opening.OTHER) or not seen.told:
         return None
-    return True
+    # behind a G GSSAPI is spoken, which nobody reads here, or the client comes again without it
+    return None if seen.gss_answer == "G" else True
 
 
 def _asks_for_tls(seen: Handshake) -> bool:

@@ -234,6 +234,15 @@ def test_n211_is_silent_where_the_client_goes_on_or_asks_elsewhere() -> None:
     assert "N211" not in codes(closed, served(at=5))
 
 
+def test_what_follows_a_g_is_not_read_and_not_held_to_be_broken() -> None:
+    token = b"\0\0\0\x04" + b"\x60" * 4
+    used = kerberos(b"G").say("client", token).say("server", token).close()
+    for talk in (used, kerberos(b"G").close()):
+        (row,) = reading(talk).connections
+        assert row.digest.broken is None
+        assert row.findings == ()
+
+
 def late(seconds: float, port: int = 40_000, at: float = 0.0) -> Talk:
     talk = Talk(port=port)
     talk.at += at
