@@ -234,6 +234,21 @@ def test_n211_is_silent_where_the_client_goes_on_or_asks_elsewhere() -> None:
     assert "N211" not in codes(closed, served(at=5))
 
 
+def test_n207_gssencrequest_breaks_fires_where_only_direct_tls_gets_through() -> None:
+    direct = say(Talk().open(), flights())
+    closed = kerberos().send("server", FIN | ACK)
+    told = found("N207", direct.close(), closed)
+    assert told is not None
+    assert told[0].startswith("GSSENCRequest is closed, where direct TLS gets through")
+    assert "N211" not in codes(direct, closed)
+
+
+def test_n207_is_silent_where_sslrequest_breaks_beside_direct_tls() -> None:
+    direct, closed = say(Talk().open(), flights()).close(), kerberos().send("server", FIN | ACK)
+    refused = Talk(port=40_003).open().say("client", SSL_REQUEST).send("server", FIN | ACK)
+    assert "N207" not in codes(direct, closed, refused)
+
+
 def test_what_follows_a_g_is_not_read_and_not_held_to_be_broken() -> None:
     token = b"\0\0\0\x04" + b"\x60" * 4
     used = kerberos(b"G").say("client", token).say("server", token).close()

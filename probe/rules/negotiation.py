@@ -431,18 +431,20 @@ def error_before_tls(evidence: Evidence) -> Iterator[Found]:
 
 @rule("N207", "gssencrequest-breaks", Severity.WARNING)
 def gssencrequest_breaks(evidence: Evidence) -> Iterator[Found]:
-    """GSSENCRequest gets no answer where SSLRequest does: clients with Kerberos tickets fail.
+    """GSSENCRequest gets no answer where others get one: clients with Kerberos tickets fail.
 
     What it says
         The listener answers SSLRequest and does not cope with GSSENCRequest: it closes, stays
         silent, sends something that is no answer, or says N and then leaves the SSLRequest on
-        the same connection unanswered.
+        the same connection unanswered. In a capture in which nobody says SSLRequest, a client
+        that gets through with direct TLS stands for it.
 
     Why it matters
-        libpq built with GSSAPI opens with GSSENCRequest when a ticket is cached, and Npgsql
-        does so from version 10 when Kerberos gives a token. psql prints "server closed the
-        connection unexpectedly" or hangs, on these machines only. The fault follows the
-        workstation, which hides it (gravitational/teleport#6284, postgresml/pgcat#792).
+        libpq built with GSSAPI opens with GSSENCRequest when a ticket is cached, with
+        sslnegotiation=direct as well; Npgsql does so from version 10 when Kerberos gives a
+        token. psql prints "server closed the connection unexpectedly" or hangs, on these
+        machines only. The fault follows the workstation, which hides it
+        (gravitational/teleport#6284, postgresml/pgcat#792).
 
     On the wire
         Control: 00 00 00 08 04 d2 16 2f out, S or N back. Attempt gssenc-request: 00 00 00 08
@@ -452,11 +454,11 @@ def gssencrequest_breaks(evidence: Evidence) -> Iterator[Found]:
 
     How it is told from its look-alikes
         N201 (sni-router-without-starttls) and C105 (accepts-then-closes) break on SSLRequest
-        too; this finding requires that it is answered. P501 (cancel-not-routable) is the like
-        fault for CancelRequest, often beside it. G, N with a working SSLRequest, and an
-        ErrorResponse are not counted: G is what distribution servers say even without a keytab.
-        Whether GSSAPI works after the G is not tested. Silence gives likely, since a full
-        pooler or a slow server is silent as well; a close or a wrong byte gives proved. A
+        too; this finding requires that it is answered, or not said. P501 (cancel-not-routable)
+        is the like fault for CancelRequest, often beside it. G, N with a working SSLRequest, and
+        an ErrorResponse are not counted: G is what distribution servers say even without a
+        keytab. Whether GSSAPI works after the G is not tested. Silence gives likely, since a
+        full pooler or a slow server is silent as well; a close or a wrong byte gives proved. A
         single drop looks alike: repeat.
 
     What to change
@@ -470,18 +472,18 @@ def gssencrequest_breaks(evidence: Evidence) -> Iterator[Found]:
         passes GSSENCRequest on to the server and needs nothing. Traefik has no option for it. A
         client that wants direct TLS after a refused GSS request has to connect again.
     """
-    control = evidence.with_opening(Opening.SSL_REQUEST)
-    seen = evidence.one(Opening.GSSENC_REQUEST)
-    if control is None or seen is None or control.ssl_answer not in ("S", "N"):
+    beside, seen = _let_in(evidence), evidence.one(Opening.GSSENC_REQUEST)
+    if beside is None or seen is None:
         return
+    control, how = beside
     unanswered = seen.ssl_answer is None and broke_off(seen)
     dead_end = seen.gss_answer == "N" and (unanswered or seen.ssl_answer == "other")
     left_unanswered = seen.gss_answer is None and broke_off(seen)
     if left_unanswered or dead_end or seen.gss_answer == "other":
         behind = " (the SSLRequest behind its N)" if dead_end else ""
         yield Found(
-            f"GSSENCRequest{behind} is {in_words(seen)}, where SSLRequest is answered: clients "
-            "with a Kerberos ticket (libpq, Npgsql 10) begin with it",
+            f"GSSENCRequest{behind} is {in_words(seen)}, where {how}: clients with a Kerberos "
+            "ticket (libpq, Npgsql 10) begin with it",
             (evidence.proof(control), evidence.proof(seen)),
             Certainty.LIKELY if seen.outcome is Outcome.SILENT else Certainty.PROVED,
             fix=(
@@ -489,6 +491,16 @@ def gssencrequest_breaks(evidence: Evidence) -> Iterator[Found]:
                 Fix("gateway", "answer GSSENCRequest with N"),
             ),
         )
+
+
+def _let_in(evidence: Evidence) -> tuple[Handshake, str] | None:
+    """Who fares better than GSSENCRequest may, and how; what SSLRequest gets counts first."""
+    asking, direct = map(evidence.with_opening, (Opening.SSL_REQUEST, Opening.DIRECT_TLS))
+    if asking:
+        return (asking, "SSLRequest is answered") if asking.ssl_answer in ("S", "N") else None
+    if direct and direct.established:
+        return direct, "direct TLS gets through"
+    return None
 
 
 @rule("N208", "split-ssl-request-breaks", Severity.WARNING)
