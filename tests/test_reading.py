@@ -232,6 +232,7 @@ def test_n211_is_silent_where_the_client_goes_on_or_asks_elsewhere() -> None:
     assert "N211" not in codes(kerberos(b"G").close())
     closed = kerberos().send("server", FIN | ACK)
     assert "N211" not in codes(closed, served(at=5))
+    assert "N211" not in codes(kerberos(b"N").close())  # gssencmode=require
 
 
 def test_n207_gssencrequest_breaks_fires_where_only_direct_tls_gets_through() -> None:

@@ -97,7 +97,8 @@ def sni_router_without_starttls(evidence: Evidence) -> Iterator[Found]:
             - match: HostSNI(`db-1.example.com`)
               services: [ { name: db-1, port: 5432 } ]
             tls: { passthrough: true }
-        A TLSRoute served by Traefik v3 does the same. Client, with both ends at 17 or later:
+        A TLSRoute served by Traefik v3 does the same. Client, with both ends at 17 or later (and
+        gssencmode=disable where it may hold a Kerberos ticket):
             host=db-1.example.com sslmode=require sslnegotiation=direct
         Otherwise give each database a port or address: a TCP listener with a TCPRoute, HAProxy
         mode tcp with default_backend alone, nginx stream with proxy_pass and without
@@ -666,7 +667,7 @@ def tls_not_asked(evidence: Evidence) -> Iterator[Found]:
             return
 
 
-@rule("N211", "stops-at-gssencrequest", Severity.ERROR, from_documents=True, unless=("N207",))
+@rule("N211", "stops-at-gssencrequest", Severity.ERROR, unless=("N207",))
 def stops_at_gssencrequest(evidence: Evidence) -> Iterator[Found]:
     """A client asks for GSSAPI encryption, gets no answer, and never gets to ask for TLS.
 
@@ -678,25 +679,27 @@ def stops_at_gssencrequest(evidence: Evidence) -> Iterator[Found]:
     Why it matters
         To its user it is a database that hangs or hangs up, on this machine only: a colleague
         without a ticket gets in. It depends on kinit having run, not on any database setting, and
-        seems to come and go.
+        seems to come and go. libpq 14 to 18 ends there, whatever sslmode and sslnegotiation say;
+        it comes again without GSSAPI only after an ErrorResponse, or a G that it cannot use. An
+        expired ticket counts as well. psycopg's binary packages ask only when told to.
 
     On the wire
         00 00 00 08 04 d2 16 30, the last byte being the only difference from SSLRequest, and
-        then FIN, RST or nothing. Or N, the client's SSLRequest on the same connection, and
-        nothing to that.
+        then FIN, RST, a TLS alert or nothing. Or N, the client's SSLRequest on the same
+        connection, and nothing to that.
 
     How it is told from its look-alikes
-        N207 (gssencrequest-breaks) knows more, namely that SSLRequest is answered here, and is
-        told instead where other connections show that. N201 and C105 are about listeners that
-        break on SSLRequest as well; whether this one does, nobody asked. It is told of captures
-        alone, since a live run asks in every way. Not separable: a server that is down behind a
-        proxy that accepts, from one that does not know GSSENCRequest.
+        N207 (gssencrequest-breaks) knows more, namely that others are answered here, and is told
+        instead where other connections show that. N201 and C105 are about listeners that break
+        on SSLRequest as well; whether this one does, nobody asked. It is told of captures alone,
+        since a live run asks in every way. Not separable: a server that is down behind a proxy
+        that accepts, from one that does not know GSSENCRequest.
 
     What to change
-        Client, at once:
+        Client, at once; kdestroy helps as well, and direct TLS alone does not:
             PGGSSENCMODE=disable psql "host=db-1.example.com sslmode=require"
-        Gateway: use one that answers GSSENCRequest with N (Traefik 3, PgBouncer, PostgreSQL
-        itself without GSSAPI), or pass the port on as plain TCP.
+        Gateway: use one that answers GSSENCRequest with N (PgBouncer does, Traefik 3 lets it
+        hang), or pass the port on as plain TCP: PostgreSQL answers it in any build.
     """
     if not evidence.question.strangers:
         return
