@@ -60,9 +60,9 @@ class _Clock(NamedTuple):
 
     def part(self, parts: int) -> _Clock:
         """The next one's own."""
-        return (
-            self if self.ends is None else self._replace(ends=time.monotonic() + self.left(parts))
-        )
+        if self.ends is None:
+            return self
+        return self._replace(ends=time.monotonic() + self.left(parts))
 
 
 class SecondRound(NamedTuple):

@@ -137,6 +137,25 @@ def test_c109_suspects_the_mtu_where_the_segments_are_large() -> None:
     assert told[2] is Certainty.LIKELY
 
 
+def test_c109_tells_of_what_was_lost_in_the_end() -> None:
+    """A ClientHello that was said twice and then arrived is not what never got through."""
+    talk, flight = asks(), b"".join(data for who, data in flights() if who == "server")[:500]
+    begins = talk.next["client"]
+    talk.say("client", HELLO)
+    talk.at += 0.2
+    talk.say("client", HELLO, seq=begins).send("server", ACK)
+    begins = talk.next["server"]
+    talk.say("server", flight)
+    for turn in range(3):
+        talk.at += 0.2 * 2**turn
+        talk.say("server", flight, seq=begins)
+    told = found("C109", hangs(talk))
+    assert told is not None
+    assert told[0].startswith(
+        "the server's flight was sent again 3 times, in segments of up to 500"
+    )
+
+
 def test_c109_needs_no_packet_but_those_that_are_sent_again() -> None:
     assert "sent again 5 times" in codes(resends("client", HELLO, 5))["C109"]
 

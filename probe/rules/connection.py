@@ -544,15 +544,17 @@ def segments_lost(evidence: Evidence) -> Iterator[Found]:
     if not lost:
         return
     seen = lost[0]
-    sizes = seen.hello_resent or seen.flight_resent
-    missed = seen.hello_missed or seen.flight_missed
-    what = "the ClientHello" if _hello_lost(seen) else "the server's flight"
-    large = max(*sizes, missed, 0) >= LARGE_SEGMENT
+    if _hello_lost(seen):
+        what, sizes, missed = "the ClientHello", seen.hello_resent, seen.hello_missed
+    else:
+        what, sizes, missed = "the server's flight", seen.flight_resent, seen.flight_missed
+    size = missed or max(sizes)
+    large = size >= LARGE_SEGMENT
     if missed:
         told = f"{missed} bytes of {what} never came here, and what was sent behind them did"
     else:
-        size = f"in segments of up to {max(sizes)} bytes"
-        told = f"{what} was sent again {len(sizes)} times, {size}, and never got through"
+        pieces = f"in segments of up to {size} bytes"
+        told = f"{what} was sent again {len(sizes)} times, {pieces}, and never got through"
     yield Found(
         f"{told}: the path's MTU is the first suspect" if large else told,
         tuple(evidence.proof(each) for each in lost[:3]),

@@ -6,6 +6,8 @@ Every decoder takes a buffer that begins where the message should begin and has 
 * ``None``: the buffer holds a good beginning, more bytes are needed,
 * :class:`Malformed`: no further byte can make this the message.
 
+Beside them stands how what they say is written for people: text made safe, endpoints, counts.
+
 What a letter means depends on what was said before it (``S`` is an answer only behind an
 SSLRequest), so nothing here decides which decoder to use: the observer does.
 """
